@@ -1,0 +1,1 @@
+DROP TABLE bridgelog_merged_metadata;

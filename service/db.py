@@ -1,0 +1,186 @@
+"""The connections to PostgreSQL: a pool, units of work, and the verbs that run a statement.
+
+Only this module (and the embedded server) knows the driver: what it raises leaves here as a refusal of `errors`, and no
+text of the database goes with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import asyncpg
+import structlog
+
+from service import errors
+from service.settings import Settings
+from service.statements import Statement
+
+log = structlog.get_logger("bridgelog.db")
+
+# Every connection: instants come in UTC and ISO (the JSON of the statements is cut from that text). JIT costs more than
+# any of these statements; and each combination of filters is a text of its own, so that one generic plan per text is the
+# right one and planning, a third of the time of a small page, happens once.
+SESSION = {
+    "application_name": "bridgelog",
+    "DateStyle": "ISO, YMD",
+    "TimeZone": "UTC",
+    "jit": "off",
+    "plan_cache_mode": "force_generic_plan",
+}
+
+_GONE = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.LockNotAvailableError,
+    asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.InvalidCatalogNameError,
+    OSError,
+    TimeoutError,
+)
+_CONTENTION = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
+
+
+class Connection:
+    """One connection for the length of a unit of work. The verbs name a statement (`noun/statement`) and its values."""
+
+    def __init__(self, raw: asyncpg.pool.PoolConnectionProxy[Any], statements: Mapping[str, Statement]) -> None:
+        self._raw = raw
+        self._statements = statements
+
+    async def rows(self, statement: str, **values: object) -> list[asyncpg.Record]:
+        """All rows of a statement whose result is `many`."""
+        text, arguments = self._statements[statement].bind(values)
+        with _translated():
+            return await self._raw.fetch(text, *arguments)
+
+    async def row(self, statement: str, **values: object) -> asyncpg.Record | None:
+        """The row of a statement whose result is `one` or `maybe`; None where there is none."""
+        text, arguments = self._statements[statement].bind(values)
+        with _translated():
+            return await self._raw.fetchrow(text, *arguments)
+
+    async def value(self, statement: str, **values: object) -> Any:
+        """The first column of the row of a statement whose result is `one` or `maybe`; None where there is no row."""
+        found = await self.row(statement, **values)
+        return None if found is None else found[0]
+
+    async def run(self, statement: str, **values: object) -> None:
+        """Run a statement whose result is `none`."""
+        text, arguments = self._statements[statement].bind(values)
+        with _translated():
+            await self._raw.execute(text, *arguments)
+
+
+class Database:
+    """The pool. `writable` is false for a database that another system owns."""
+
+    def __init__(self, pool: asyncpg.Pool[Any], statements: Mapping[str, Statement], *, writable: bool) -> None:
+        self._pool = pool
+        self._statements = statements
+        self.writable = writable
+
+    @property
+    def size(self) -> int:
+        """How many connections are open."""
+        return self._pool.get_size()
+
+    @property
+    def idle(self) -> int:
+        """How many of the open connections are not in use."""
+        return self._pool.get_idle_size()
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Connection]:
+        """A connection on which each statement is its own transaction."""
+        with _translated():
+            raw = await self._pool.acquire(timeout=_ACQUIRE_TIMEOUT)
+        try:
+            yield Connection(raw, self._statements)
+        finally:
+            await self._pool.release(raw)
+
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[Connection]:
+        """A read-only transaction all of whose statements see the same data."""
+        async with self._transaction(isolation="repeatable_read", readonly=True) as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Connection]:
+        """A transaction that writes: committed at the end of the block, rolled back if the block raises."""
+        if not self.writable:
+            raise errors.ReadOnlyDatabase
+        async with self._transaction(isolation="read_committed", readonly=False) as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def _transaction(self, *, isolation: Any, readonly: bool) -> AsyncIterator[Connection]:
+        with _translated():
+            async with self._pool.acquire(timeout=_ACQUIRE_TIMEOUT) as raw:
+                async with raw.transaction(isolation=isolation, readonly=readonly):
+                    yield Connection(raw, self._statements)
+
+    async def close(self) -> None:
+        """Close every connection; those in use are waited for, a few seconds long."""
+        try:
+            await asyncio.wait_for(self._pool.close(), timeout=_CLOSE_TIMEOUT)
+        except TimeoutError:
+            self._pool.terminate()
+
+
+_ACQUIRE_TIMEOUT = 10.0
+_CLOSE_TIMEOUT = 5.0
+
+
+async def connect(settings: Settings, url: str, statements: Mapping[str, Statement]) -> Database:
+    """A pool on `url`; raises DatabaseUnavailable where the server cannot be reached."""
+    with _translated():
+        pool = await asyncpg.create_pool(
+            url,
+            min_size=1,
+            max_size=settings.pool_size,
+            init=_prepare,
+            reset=_keep,
+            command_timeout=settings.statement_timeout + 5,
+            statement_cache_size=1000,
+            max_cached_statement_lifetime=0,
+            server_settings=SESSION | {"statement_timeout": str(int(settings.statement_timeout * 1000))},
+        )
+    return Database(pool, statements, writable=settings.schema == "own")
+
+
+async def listen(url: str) -> asyncpg.Connection[Any]:
+    """A connection of its own, outside the pool, for notifications; raises DatabaseUnavailable."""
+    with _translated():
+        return await asyncpg.connect(url, server_settings={"application_name": "bridgelog listener"})
+
+
+async def _prepare(raw: asyncpg.Connection[Any]) -> None:
+    # JSON that PostgreSQL composed goes to the socket as it came: bytes, neither decoded nor parsed.
+    await raw.set_type_codec("json", schema="pg_catalog", encoder=bytes, decoder=bytes, format="binary")
+
+
+async def _keep(raw: asyncpg.Connection[Any]) -> None:
+    """Nothing here changes a session's state, so a connection goes back as it is, without a round trip."""
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except asyncpg.IntegrityConstraintViolationError as problem:
+        refusal = errors.CONSTRAINTS.get(problem.constraint_name or "")
+        if refusal is None:
+            raise
+        raise refusal() from problem
+    except _CONTENTION as problem:
+        raise errors.Contention(retry_after=1) from problem
+    except _GONE as problem:
+        log.warning("database unavailable", reason=type(problem).__name__)
+        raise errors.DatabaseUnavailable(retry_after=2) from problem

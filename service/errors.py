@@ -1,0 +1,193 @@
+"""Every refusal the service can give, and which database constraint means which refusal.
+
+One class per refusal: its docstring is the sentence the client reads, `status` the HTTP status. What varies from one
+occasion to the next (the detail, the fields that are wrong, the seconds to wait) is data of the instance. `middleware`
+turns these into the envelope of the API; nothing else does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """One field that is wrong (a dotted path for a body, the name for a query parameter), and why."""
+
+    field: str
+    detail: str
+
+
+class Refusal(Exception):
+    """The request cannot be served."""
+
+    status: ClassVar[int] = 500
+
+    def __init__(
+        self, detail: str = "", *, validations: Sequence[Validation] = (), retry_after: int | None = None
+    ) -> None:
+        self.detail = detail
+        self.validations = tuple(validations)
+        self.retry_after = retry_after
+        super().__init__(self.message)
+
+    @property
+    def message(self) -> str:
+        """The sentence for the client: the first line of the class's docstring."""
+        return (type(self).__doc__ or "").partition("\n")[0].strip()
+
+
+# -- 400 -------------------------------------------------------------------------------------------------------------
+
+
+class InvalidQueryParameters(Refusal):
+    """Query parameters have invalid values."""
+
+    status = 400
+
+
+class InvalidLimit(Refusal):
+    """Invalid pagination limit value."""
+
+    status = 400
+
+
+class InvalidCursor(Refusal):
+    """Invalid pagination cursor."""
+
+    status = 400
+
+
+class InvalidInterceptionsQuery(Refusal):
+    """Invalid interceptions search query."""
+
+    status = 400
+
+
+class InvalidModelsQuery(Refusal):
+    """Invalid models search query."""
+
+    status = 400
+
+
+class InvalidClientsQuery(Refusal):
+    """Invalid clients search query."""
+
+    status = 400
+
+
+class InvalidJSON(Refusal):
+    """Request body must be valid JSON."""
+
+    status = 400
+
+
+class InvalidBody(Refusal):
+    """Validation failed."""
+
+    status = 400
+
+
+class MalformedRequest(Refusal):
+    """The request is not valid HTTP."""
+
+    status = 400
+
+
+# -- 401, 403 --------------------------------------------------------------------------------------------------------
+
+
+class SignedOut(Refusal):
+    """You are signed out or your session has expired. Please sign in again to continue."""
+
+    status = 401
+
+
+class RecordingForbidden(Refusal):
+    """Only users with the 'owner' or 'recorder' role can record."""
+
+    status = 403
+
+
+class RequestLoggingForbidden(Refusal):
+    """Only users with the 'owner' role can toggle request logging."""
+
+    status = 403
+
+
+class RequestLoggingHidden(Refusal):
+    """Only users with the 'owner' or 'auditor' role can read the request logging state."""
+
+    status = 403
+
+
+# -- 404, 405, 409, 413, 431 -----------------------------------------------------------------------------------------
+
+
+class UnknownPath(Refusal):
+    """Route not found."""
+
+    status = 404
+
+
+class InterceptionNotFound(Refusal):
+    """Interception not found."""
+
+    status = 404
+
+
+class MethodNotAllowed(Refusal):
+    """Method not allowed."""
+
+    status = 405
+
+
+class Conflict(Refusal):
+    """The record conflicts with one that is already stored."""
+
+    status = 409
+
+
+class BodyTooLarge(Refusal):
+    """Request body is too large."""
+
+    status = 413
+
+
+class HeadersTooLarge(Refusal):
+    """Request line or headers are too large."""
+
+    status = 431
+
+
+# -- 500, 503 --------------------------------------------------------------------------------------------------------
+
+
+class InternalError(Refusal):
+    """An internal server error occurred."""
+
+    status = 500
+
+
+class DatabaseUnavailable(Refusal):
+    """The database is unavailable. Please try again shortly."""
+
+    status = 503
+
+
+class ReadOnlyDatabase(Refusal):
+    """This service reads a database that another system owns, and cannot change it."""
+
+    status = 503
+
+
+class Contention(Refusal):
+    """The database could not settle writes that met. Please try again."""
+
+    status = 503
+
+
+# What the database refuses by a constraint, told as the refusal that it means.
+CONSTRAINTS: dict[str, type[Refusal]] = {}

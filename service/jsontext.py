@@ -1,0 +1,197 @@
+"""JSON text that comes from outside: read exactly, and checked against what PostgreSQL can hold.
+
+Numbers keep their decimal value (`int`, or `Decimal` where there is a fraction, an exponent or thousands of digits), so
+that what is recorded reads back equal. Of members that share a name in one object the last wins, as in `jsonb`.
+"""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal, InvalidOperation
+from typing import Final
+
+import simplejson
+
+from service.errors import InvalidBody, InvalidJSON, Validation
+
+MAX_DEPTH: Final = 64
+
+_MAX_EXPONENT: Final = 16_383  # digits that `numeric` holds after the point
+_BEYOND_DOUBLE: Final = Decimal("1E+400")
+_ALWAYS_AN_INT: Final = 640  # Python can be told to refuse longer ones, but not these
+
+QUOTE, OPENING, CLOSING = b'"'[0], b"[{", b"]}"
+
+
+def _balanced(levels: int) -> bytes:
+    """A pattern for text whose brackets, whatever their kind, pair up and stand at most so many levels deep."""
+    string = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
+    pattern = rb'(?:[^"\[\]{}]++|' + string + rb")*+"
+    for _ in range(levels):
+        pattern = rb'(?:[^"\[\]{}]++|' + string + rb"|[\[{]" + pattern + rb"[\]}])*+"
+    return pattern
+
+
+# Skips, in one call, to a bracket that needs counting, to a string that has no end, or to the end. Each level lets the
+# matcher read a text that is deeper still once more, so there are no more of them than a usual record has.
+BALANCED: Final = _balanced(5)
+SKIP: Final = re.compile(BALANCED, re.DOTALL)
+
+_SYNTAX: Final = {
+    "Expecting value": "a value is expected",
+    "Expecting value or ']'": "a value or ']' is expected",
+    "Expecting property name enclosed in double quotes": "a member name in double quotes is expected",
+    "Expecting property name enclosed in double quotes or '}'": "a member name in double quotes, or '}', is expected",
+    "Expecting ':' delimiter": "':' is expected",
+    "Expecting ',' delimiter or '}'": "',' or '}' is expected",
+    "Expecting ',' delimiter or ']'": "',' or ']' is expected",
+    "Illegal trailing comma before end of object": "no comma may stand before '}'",
+    "Illegal trailing comma before end of array": "no comma may stand before ']'",
+    "Invalid control character %r at": "a control character in a string must be escaped",
+    "Invalid \\X escape sequence %r": "this escape sequence does not exist",
+    "Invalid \\uXXXX escape sequence": "'\\u' must be followed by four hexadecimal digits",
+    "Unterminated string starting at": "this string has no end",
+    "Extra data": "nothing may follow the value",
+}
+
+
+def parse(data: bytes) -> object:
+    """Read one JSON value from UTF-8, after a byte order mark or not.
+
+    A number whose exponent not even `Decimal` holds becomes another one that is beyond double range as well (a zero, 0).
+
+    Raises `InvalidJSON`, whose detail says where and what, without quoting the text; and `InvalidBody` on the member
+    that nests so deep that it cannot be read. What nests deeper than `MAX_DEPTH` but can be read is left to
+    `object_problem`.
+    """
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidJSON(f"The byte at offset {error.start} is not part of valid UTF-8.") from None
+    try:
+        return _loads(text)
+    except RecursionError:
+        pass
+    # Out here, the traceback no longer holds the frames that the stack ran out of.
+    path = _deep_path(data)
+    raise InvalidBody(validations=[Validation(path, f"must not nest deeper than {MAX_DEPTH} levels")])
+
+
+def dump(value: object) -> str:
+    """JSON text for PostgreSQL, as exact as `parse` read it."""
+    return simplejson.dumps(
+        value, use_decimal=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"), for_json=False
+    )
+
+
+def text_problem(text: str) -> str | None:
+    """Why PostgreSQL cannot hold this text, if it cannot."""
+    if "\0" in text:
+        return "must not contain U+0000"
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            return "must not contain unpaired surrogates"
+    return None
+
+
+def object_problem(value: dict[str, object]) -> str | None:
+    """Why an object that `parse` read cannot be stored and read back equal, if it cannot; it is level 1 itself."""
+    level: list[dict[str, object] | list[object]] = [value]
+    for _ in range(MAX_DEPTH):
+        below: list[dict[str, object] | list[object]] = []
+        for container in level:
+            members: list[object] = container if isinstance(container, list) else [*container, *container.values()]
+            for member in members:
+                if isinstance(member, (dict, list)):
+                    below.append(member)
+                    continue
+                problem = None
+                if isinstance(member, str):
+                    problem = text_problem(member)
+                elif isinstance(member, (int, Decimal)):
+                    problem = _number_problem(member)
+                if problem is not None:
+                    return problem
+        if not below:
+            return None
+        level = below
+    return f"must not nest deeper than {MAX_DEPTH} levels"
+
+
+def _number_problem(number: int | Decimal) -> str | None:
+    try:
+        double = float(number)
+    except OverflowError:
+        double = float("inf")
+    if double in (float("inf"), float("-inf")) or (double == 0 and number != 0):
+        return "must not contain a number beyond the range of double precision"
+    if isinstance(number, Decimal):
+        # Millions of digits would make a tuple of millions of integers. A number in double range that is written at
+        # this length has too many digits after the point in any case: at most 309 stand before it.
+        long = len(str(number)) > _MAX_EXPONENT + 1_000
+        exponent = 0 if long else number.as_tuple().exponent
+        if long or not isinstance(exponent, int) or abs(exponent) > _MAX_EXPONENT:
+            return f"must not contain a number with more than {_MAX_EXPONENT:,} digits after the point"
+    return None
+
+
+def _loads(text: str) -> object:
+    try:
+        try:
+            return simplejson.loads(text, use_decimal=True)
+        except simplejson.JSONDecodeError:
+            raise
+        except (ValueError, InvalidOperation):
+            # Too many digits for `int`, or for the exponent of a `Decimal`. A call for each number costs half as much
+            # again as reading does, so only such a text pays for it.
+            return simplejson.loads(text, parse_int=_integer, parse_float=_decimal)
+    except simplejson.JSONDecodeError as error:
+        if error.pos >= len(text):
+            what = "the text ends too early"
+        elif re.compile("-?(?:NaN|Infinity)").match(text, error.pos):
+            what = "NaN and Infinity are not JSON"
+        else:
+            what = _SYNTAX.get(error.msg, "this is not JSON")
+        raise InvalidJSON(f"Line {error.lineno}, column {error.colno}: {what}.") from None
+
+
+def _integer(digits: str) -> int | Decimal:
+    return int(digits) if len(digits) <= _ALWAYS_AN_INT else Decimal(digits)
+
+
+def _decimal(number: str) -> Decimal:
+    try:
+        return Decimal(number)
+    except InvalidOperation:
+        significand = number.lower().partition("e")[0]
+        return _BEYOND_DOUBLE if significand.strip("-0.") else Decimal(0)
+
+
+def _deep_path(data: bytes) -> str:
+    """Where nesting exceeds `MAX_DEPTH`: the top-level member, the index of an element, or `3.metadata` inside one."""
+    opened: list[int] = []
+    position = 0
+    while len(opened) <= MAX_DEPTH:
+        match = SKIP.match(data, position)
+        position = match.end() if match else position
+        if data[position] in OPENING:
+            opened.append(position)
+        else:
+            opened.pop()
+        position += 1
+    path = [_last_step(data[: opened[1]])]
+    if data[opened[0] : opened[0] + 1] == b"[" and data[opened[1] : opened[1] + 1] == b"{":
+        path.append(_last_step(data[opened[1] : opened[2]]))
+    return ".".join(path)
+
+
+def _last_step(data: bytes) -> str:
+    """The name, or the index, under which an object or array that breaks off here would go on."""
+    text = data.decode()
+    if text.lstrip("\ufeff \t\r\n").startswith("["):
+        elements = _loads(text + "0]")
+        return str(len(elements) - 1) if isinstance(elements, list) else ""
+    members = simplejson.loads(text + "0}", object_pairs_hook=list, parse_int=str, parse_float=str)
+    return str(members[-1][0])

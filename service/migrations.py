@@ -1,0 +1,63 @@
+"""Brings a database to the schema that this version needs: yoyo over migrations/, one process at a time.
+
+yoyo's own lock is a table row that a killed process leaves behind, so an advisory lock of PostgreSQL, which dies with its
+holder, stands before it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+import yoyo
+from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
+from yoyo.connections import parse_uri
+
+from service.resources import directory
+
+_LOCK = 4_770_321_905_514_817
+
+
+class _Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo is not typed
+    """yoyo's backend on a libpq URL as it stands (several hosts, sockets, sslmode), which yoyo's own parser cannot read."""
+
+    def __init__(self, dburi: Any, migration_table: str = "_yoyo_migration") -> None:
+        super().__init__(dburi, migration_table)
+
+    @classmethod
+    def on(cls, url: str) -> Any:
+        """A backend whose connection is made from `url`, not from the parts that yoyo would make of it."""
+        return cls(parse_uri("postgresql+psycopg:///")._replace(args={"conninfo": url}))
+
+    def connect(self, dburi: Any) -> psycopg.Connection[Any]:
+        return psycopg.connect(dburi.args["conninfo"], application_name="bridgelog migrate", autocommit=True)
+
+
+def names() -> tuple[str, ...]:
+    """The ids of all migrations, in order."""
+    return tuple(migration.id for migration in _known())
+
+
+def pending(url: str) -> list[str]:
+    """The ids of the migrations that the database lacks; changes nothing."""
+    with psycopg.connect(url, application_name="bridgelog migrate", autocommit=True) as connection:
+        if connection.execute("SELECT to_regclass('_yoyo_migration')").fetchone() == (None,):
+            return list(names())
+        applied = {row[0] for row in connection.execute("SELECT migration_id FROM _yoyo_migration")}
+    return [name for name in names() if name not in applied]
+
+
+def apply(url: str) -> list[str]:
+    """Apply what is pending and tell its ids. Several processes at once: one applies, the others wait and find nothing."""
+    with psycopg.connect(url, application_name="bridgelog migrate", autocommit=True) as guard:
+        guard.execute("SELECT pg_advisory_lock(%s)", [_LOCK])
+        with _Backend.on(url) as backend:
+            backend.init_database()
+            backend.break_lock()
+            migrations = backend.to_apply(_known())
+            backend.apply_migrations(migrations)
+            return [migration.id for migration in migrations]
+
+
+def _known() -> Any:
+    return yoyo.read_migrations(str(directory("migrations")))
