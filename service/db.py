@@ -7,9 +7,9 @@ text of the database goes with it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import Any, TypeVar
 
 import asyncpg
 import structlog
@@ -17,6 +17,8 @@ import structlog
 from service import errors
 from service.settings import Settings
 from service.statements import Statement
+
+T = TypeVar("T")
 
 log = structlog.get_logger("bridgelog.db")
 
@@ -119,12 +121,39 @@ class Database:
         async with self._transaction(isolation="read_committed", readonly=False) as connection:
             yield connection
 
+    async def settle(self, work: Callable[[Connection], Awaitable[T]]) -> T:
+        """Do `work` in a transaction that writes; again where it met another one that wrote the same, three times at most.
+
+        Two writers who insert the same row at once end in a deadlock or on the wrong constraint; a moment later the row
+        is simply there.
+        """
+        for _ in range(_ATTEMPTS - 1):
+            try:
+                async with self.transaction() as connection:
+                    return await work(connection)
+            except (errors.Contention, errors.UsernameTaken):
+                await asyncio.sleep(_RETRY_SECONDS)
+        async with self.transaction() as connection:
+            return await work(connection)
+
     @asynccontextmanager
     async def _transaction(self, *, isolation: Any, readonly: bool) -> AsyncIterator[Connection]:
         with _translated():
-            async with self._pool.acquire(timeout=_ACQUIRE_TIMEOUT) as raw:
-                async with raw.transaction(isolation=isolation, readonly=readonly):
-                    yield Connection(raw, self._statements)
+            raw = await self._pool.acquire(timeout=_ACQUIRE_TIMEOUT)
+        try:
+            transaction = raw.transaction(isolation=isolation, readonly=readonly)
+            with _translated():
+                await transaction.start()
+            try:
+                yield Connection(raw, self._statements)
+            except BaseException:
+                with suppress(*_GONE):  # what the block raised says more than a rollback on a lost connection
+                    await transaction.rollback()
+                raise
+            with _translated():
+                await transaction.commit()
+        finally:
+            await self._pool.release(raw)
 
     async def close(self) -> None:
         """Close every connection; those in use are waited for, a few seconds long."""
@@ -136,6 +165,9 @@ class Database:
 
 _ACQUIRE_TIMEOUT = 10.0
 _CLOSE_TIMEOUT = 5.0
+_LISTENER_CHECK = 5.0
+_ATTEMPTS = 3
+_RETRY_SECONDS = 0.02
 
 
 async def connect(settings: Settings, url: str, statements: Mapping[str, Statement]) -> Database:
@@ -155,10 +187,37 @@ async def connect(settings: Settings, url: str, statements: Mapping[str, Stateme
     return Database(pool, statements, writable=settings.schema == "own")
 
 
-async def listen(url: str) -> asyncpg.Connection[Any]:
-    """A connection of its own, outside the pool, for notifications; raises DatabaseUnavailable."""
+@asynccontextmanager
+async def listen(url: str, channel: str) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+    """Listen on a connection of its own, outside the pool. The block gets a function that waits for the next notification.
+
+    That function, like the opening, raises DatabaseUnavailable where the connection is lost. Notifications that come
+    while nobody waits count as one.
+    """
+    told = asyncio.Event()
     with _translated():
-        return await asyncpg.connect(url, server_settings={"application_name": "bridgelog listener"})
+        raw = await asyncpg.connect(url, timeout=_ACQUIRE_TIMEOUT, server_settings={"application_name": "bridgelog listener"})
+    try:
+
+        async def notified() -> None:
+            # A connection that died without a word is found out by asking, now and then.
+            while not told.is_set():
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(told.wait(), timeout=_LISTENER_CHECK)
+                if not told.is_set():
+                    with _translated():
+                        await raw.execute("SELECT 1", timeout=_LISTENER_CHECK)
+            if raw.is_closed():
+                raise errors.DatabaseUnavailable(retry_after=1)
+            told.clear()
+
+        raw.add_termination_listener(lambda _: told.set())
+        with _translated():
+            await raw.add_listener(channel, lambda *_: told.set())
+        yield notified
+    finally:
+        with suppress(*_GONE):
+            await raw.close(timeout=1)
 
 
 async def _prepare(raw: asyncpg.Connection[Any]) -> None:
@@ -179,6 +238,9 @@ def _translated() -> Iterator[None]:
         if refusal is None:
             raise
         raise refusal() from problem
+    except asyncpg.UndefinedTableError as problem:
+        log.error("the database schema is behind: run bridgelog migrate", reason=str(problem))
+        raise errors.SchemaBehind("The operator must run bridgelog migrate.", retry_after=10) from problem
     except _CONTENTION as problem:
         raise errors.Contention(retry_after=1) from problem
     except _GONE as problem:

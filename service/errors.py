@@ -150,6 +150,18 @@ class Conflict(Refusal):
     status = 409
 
 
+class UsernameTaken(Refusal):
+    """A user with that name exists already."""
+
+    status = 409
+
+
+class UserExists(Refusal):
+    """A user with that id exists already."""
+
+    status = 409
+
+
 class BodyTooLarge(Refusal):
     """Request body is too large."""
 
@@ -177,6 +189,18 @@ class DatabaseUnavailable(Refusal):
     status = 503
 
 
+class NotReady(Refusal):
+    """The service is not ready."""
+
+    status = 503
+
+
+class SchemaBehind(Refusal):
+    """The database lacks tables that this version needs."""
+
+    status = 503
+
+
 class ReadOnlyDatabase(Refusal):
     """This service reads a database that another system owns, and cannot change it."""
 
@@ -190,4 +214,7 @@ class Contention(Refusal):
 
 
 # What the database refuses by a constraint, told as the refusal that it means.
-CONSTRAINTS: dict[str, type[Refusal]] = {}
+CONSTRAINTS: dict[str, type[Refusal]] = {
+    "users_username_lower_idx": UsernameTaken,
+    "users_pkey": UserExists,
+}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from decimal import Decimal, InvalidOperation
+from functools import cache
 from typing import Final
 
 import simplejson
@@ -19,23 +20,6 @@ MAX_DEPTH: Final = 64
 _MAX_EXPONENT: Final = 16_383  # digits that `numeric` holds after the point
 _BEYOND_DOUBLE: Final = Decimal("1E+400")
 _ALWAYS_AN_INT: Final = 640  # Python can be told to refuse longer ones, but not these
-
-QUOTE, OPENING, CLOSING = b'"'[0], b"[{", b"]}"
-
-
-def _balanced(levels: int) -> bytes:
-    """A pattern for text whose brackets, whatever their kind, pair up and stand at most so many levels deep."""
-    string = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
-    pattern = rb'(?:[^"\[\]{}]++|' + string + rb")*+"
-    for _ in range(levels):
-        pattern = rb'(?:[^"\[\]{}]++|' + string + rb"|[\[{]" + pattern + rb"[\]}])*+"
-    return pattern
-
-
-# Skips, in one call, to a bracket that needs counting, to a string that has no end, or to the end. Each level lets the
-# matcher read a text that is deeper still once more, so there are no more of them than a usual record has.
-BALANCED: Final = _balanced(5)
-SKIP: Final = re.compile(BALANCED, re.DOTALL)
 
 _SYNTAX: Final = {
     "Expecting value": "a value is expected",
@@ -58,7 +42,7 @@ _SYNTAX: Final = {
 def parse(data: bytes) -> object:
     """Read one JSON value from UTF-8, after a byte order mark or not.
 
-    A number whose exponent not even `Decimal` holds becomes another one that is beyond double range as well (a zero, 0).
+    A number whose exponent not even `Decimal` holds becomes another that is beyond double range as well (a zero, 0).
 
     Raises `InvalidJSON`, whose detail says where and what, without quoting the text; and `InvalidBody` on the member
     that nests so deep that it cannot be read. What nests deeper than `MAX_DEPTH` but can be read is left to
@@ -137,6 +121,21 @@ def _number_problem(number: int | Decimal) -> str | None:
     return None
 
 
+def balanced(levels: int) -> bytes:
+    """A pattern for text whose brackets, of either kind, pair up and stand at most so many levels deep."""
+    string, other = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', rb'[^"\[\]{}]*+'
+    pattern = other + rb"(?:" + string + other + rb")*+"
+    for _ in range(levels):
+        pattern = other + rb"(?:(?:" + string + rb"|[\[{]" + pattern + rb"[\]}])" + other + rb")*+"
+    return pattern
+
+
+def skip(pattern: re.Pattern[bytes], data: bytes, position: int) -> int:
+    """Where a pattern that matches the empty string as well stops matching."""
+    match = pattern.match(data, position)
+    return match.end() if match else position
+
+
 def _loads(text: str) -> object:
     try:
         try:
@@ -170,28 +169,27 @@ def _decimal(number: str) -> Decimal:
 
 
 def _deep_path(data: bytes) -> str:
-    """Where nesting exceeds `MAX_DEPTH`: the top-level member, the index of an element, or `3.metadata` inside one."""
-    opened: list[int] = []
-    position = 0
-    while len(opened) <= MAX_DEPTH:
-        match = SKIP.match(data, position)
-        position = match.end() if match else position
-        if data[position] in OPENING:
-            opened.append(position)
-        else:
-            opened.pop()
-        position += 1
-    path = [_last_step(data[: opened[1]])]
-    if data[opened[0] : opened[0] + 1] == b"[" and data[opened[1] : opened[1] + 1] == b"{":
-        path.append(_last_step(data[opened[1] : opened[2]]))
+    """The member that `parse` ran out of stack in: its name, or its index, or for the member of an element `3.metadata`.
+
+    Relies on this: before the place where that happened, the text is valid JSON. Objects within an array or two may reach
+    below `MAX_DEPTH` with their metadata, but not below twice as many levels.
+    """
+    outer = skip(re.compile(rb"[^\[{]*+"), data, 0)
+    inner = skip(_within(2 * MAX_DEPTH), data, outer + 1)
+    path = [_last_step(data[:inner])]
+    if data.startswith(b"[", outer) and data.startswith(b"{", inner):
+        path.append(_last_step(data[inner : skip(_within(2 * MAX_DEPTH - 1), data, inner + 1)]))
     return ".".join(path)
 
 
+@cache
+def _within(levels: int) -> re.Pattern[bytes]:
+    return re.compile(balanced(levels), re.DOTALL)
+
+
 def _last_step(data: bytes) -> str:
-    """The name, or the index, under which an object or array that breaks off here would go on."""
-    text = data.decode()
-    if text.lstrip("\ufeff \t\r\n").startswith("["):
-        elements = _loads(text + "0]")
-        return str(len(elements) - 1) if isinstance(elements, list) else ""
-    members = simplejson.loads(text + "0}", object_pairs_hook=list, parse_int=str, parse_float=str)
-    return str(members[-1][0])
+    """The name or the index in an object or array that breaks off where its next value begins."""
+    array = data.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
+    text = data.decode() + ("0]" if array else "0}")
+    members = simplejson.loads(text, object_pairs_hook=list, parse_int=str, parse_float=str)
+    return str(len(members) - 1 if array else members[-1][0])

@@ -6,6 +6,7 @@ holder, stands before it.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import psycopg
@@ -33,6 +34,7 @@ class _Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo is not t
         return psycopg.connect(dburi.args["conninfo"], application_name="bridgelog migrate", autocommit=True)
 
 
+@cache
 def names() -> tuple[str, ...]:
     """The ids of all migrations, in order."""
     return tuple(migration.id for migration in _known())

@@ -7,22 +7,31 @@ into chunks makes no difference.
 
 from __future__ import annotations
 
+import enum
 import io
 import re
 from collections.abc import AsyncIterable, AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from service.jsontext import BALANCED, CLOSING, OPENING, QUOTE, SKIP
+from service.jsontext import balanced, skip
 
 _BOM: Final = b"\xef\xbb\xbf"
 _BLANK: Final = b" \t\r\n"
+_QUOTE: Final = b'"'[0]
+_OPENING: Final = b"[{"
+_END: Final = b"]"[0]
 _SEPARATORS: Final = b",]"
+_NOT_CLOSED: Final = "the stream ended before the array did"
 
 _SPACE: Final = re.compile(rb"[ \t\r\n]*+")
 _STRING_REST: Final = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
 _UNBRACKETED: Final = re.compile(rb'[^",\[\]{]*+')
-_WHOLE_ELEMENT: Final = re.compile(rb"[ \t\r\n]*+([\[{]" + BALANCED + rb"[\]}])[ \t\r\n]*+,", re.DOTALL)
+
+# What lies deeper than these levels is read once more for each of them, so there are no more than usual records have.
+_LEVELS: Final = 5
+_BRACKETED: Final = re.compile(rb"[\[{]" + balanced(_LEVELS) + rb"[\]}]", re.DOTALL)
+_BALANCED: Final = re.compile(balanced(_LEVELS), re.DOTALL)
 
 
 @dataclass(slots=True)
@@ -56,7 +65,7 @@ async def split(chunks: AsyncIterable[bytes], *, max_record: int) -> AsyncIterat
                     continue
                 first = False
                 chunk, start = start.removeprefix(_BOM), b""
-            begin = _skip_space(chunk, 0)
+            begin = skip(_SPACE, chunk, 0)
             lines += chunk.count(b"\n", 0, begin)
             if begin == len(chunk):
                 continue
@@ -113,7 +122,7 @@ class _Lines:
         position = 0
         while position < len(chunk):
             if not self.inside:
-                begin = _skip_space(chunk, position)
+                begin = skip(_SPACE, chunk, position)
                 self.line += chunk.count(b"\n", position, begin)
                 position = begin
             end = chunk.find(b"\n", position)
@@ -132,20 +141,113 @@ class _Lines:
             yield self.held.take(self.line)
 
 
+class _At(enum.Enum):
+    """How much of an element has been read."""
+
+    NOTHING = enum.auto()
+    INSIDE = enum.auto()
+    CLOSED = enum.auto()  # its last bracket: only a separator may follow
+    END = enum.auto()  # there are no more elements
+    JUNK = enum.auto()
+
+
 class _Array:
-    """Elements end at a comma, or at the closing bracket, outside strings and outside brackets of any kind."""
+    """Elements end at a comma, or the closing bracket, that is outside strings and outside brackets of either kind."""
 
     def __init__(self, max_record: int) -> None:
-        self.held = _Held(max_record)
         self.max_record = max_record
         self.element = 1
-        self.depth = 0  # open brackets inside the element
+        self.held = _Held(max_record)
+        self.at = _At.NOTHING
+        self.depth = 0  # of brackets open inside the element
         self.in_string = False
-        self.escaped = False  # the chunk before ended in a backslash inside a string
-        self.state = _EMPTY
+        self.escaped = False  # the chunk before ended in a backslash, inside a string
 
     def feed(self, chunk: bytes) -> Iterator[Record]:
-        ...
+        position = begin = 0
+        while position < len(chunk):
+            if self.in_string:
+                position = self._string(chunk, position)
+            elif self.depth:
+                position = self._bracket(chunk, position)
+                if self.at is _At.CLOSED:
+                    self.held.add(chunk, begin, position)
+            elif self.at in (_At.END, _At.JUNK):
+                if self.at is _At.END and skip(_SPACE, chunk, position) < len(chunk):
+                    self.at = _At.JUNK
+                    yield Record(self.element, None, "nothing may follow the array")
+                return
+            else:
+                if self.at is not _At.INSIDE:
+                    begin = position = skip(_SPACE, chunk, position)
+                if self.at is _At.NOTHING and (whole := _BRACKETED.match(chunk, position)):
+                    # The usual element: all of it lies in this chunk.
+                    position = whole.end()
+                    self.held.add(chunk, begin, position)
+                    self.at = _At.CLOSED
+                elif position < len(chunk):
+                    position = self._outside(chunk, position)
+                    if position < len(chunk) and chunk[position] in _SEPARATORS:
+                        yield from self._separator(chunk, begin, position)
+                        position += 1
+        if self.at is _At.INSIDE:
+            self.held.add(chunk, begin, len(chunk))
 
     def finish(self) -> Iterator[Record]:
-        ...
+        if self.at in (_At.END, _At.JUNK):
+            return
+        if self.depth or self.in_string:
+            self.held.fail(_NOT_CLOSED)
+            yield self.held.take(self.element)
+            return
+        if self.at is not _At.NOTHING:
+            yield self.held.take(self.element)
+            self.element += 1
+        yield Record(self.element, None, _NOT_CLOSED)
+
+    def _string(self, chunk: bytes, position: int) -> int:
+        end = skip(_STRING_REST, chunk, position + self.escaped)
+        self.escaped = chunk.startswith(b"\\", end)
+        self.in_string = end == len(chunk) or self.escaped
+        return end + 1
+
+    def _bracket(self, chunk: bytes, position: int) -> int:
+        """Go on behind the next bracket that matters, or into a string that goes beyond the chunk."""
+        position = skip(_BALANCED, chunk, position)
+        if position < len(chunk):
+            byte = chunk[position]
+            if byte == _QUOTE:
+                self.in_string = True
+            else:
+                self.depth += 1 if byte in _OPENING else -1
+                if not self.depth:
+                    self.at = _At.CLOSED
+            position += 1
+        return position
+
+    def _outside(self, chunk: bytes, position: int) -> int:
+        """Go on to the next separator, or behind a quote or bracket that opens."""
+        if self.at is _At.CLOSED and chunk[position] not in _SEPARATORS:
+            self.held.fail("must be followed by a comma or the end of the array")
+            self.at = _At.INSIDE
+        end = skip(_UNBRACKETED, chunk, position)
+        if end > position:
+            self.at = _At.INSIDE
+        if end < len(chunk) and chunk[end] not in _SEPARATORS:
+            self.at = _At.INSIDE
+            self.in_string = chunk[end] == _QUOTE
+            self.depth = 0 if self.in_string else 1
+            end += 1
+        return end
+
+    def _separator(self, chunk: bytes, begin: int, position: int) -> Iterator[Record]:
+        last = chunk[position] == _END
+        if self.at is _At.NOTHING:
+            self.held.fail("must not be empty")
+        elif self.at is _At.INSIDE:
+            self.held.add(chunk, begin, position)
+        record = self.held.take(self.element)
+        if not (last and self.element == 1 and self.at is _At.NOTHING):
+            yield record
+            self.element += 1
+        self.at = _At.END if last else _At.NOTHING

@@ -141,8 +141,10 @@ def test_username_for_the_handler_to_look_up(q: str, username: str) -> None:
 def repeated(key: str, times: int = 2) -> tuple[str, str]:
     return (
         key,
-        f'Query param "{key}" provided more than once, found {times} times. '
-        "Only provide 1 instance of this query param.",
+        (
+            f'Query param "{key}" provided more than once, found {times} times. '
+            "Only provide 1 instance of this query param."
+        ),
     )
 
 
@@ -156,16 +158,20 @@ def no_instant(key: str, echo: str, why: str) -> tuple[str, str]:
 def unknown_user(name: str) -> tuple[str, str]:
     return (
         "initiator",
-        f'Query param "initiator" has invalid value: user "{name}" either does not exist, '
-        "or you are unauthorized to view them",
+        (
+            f'Query param "initiator" has invalid value: user "{name}" either does not exist, '
+            "or you are unauthorized to view them"
+        ),
     )
 
 
 def unstorable(key: str) -> tuple[str, str]:
     return (
         key,
-        f'Query param "{key}" must not contain U+0000 or unpaired surrogates. '
-        "Remove them, and percent-encode the query as UTF-8.",
+        (
+            f'Query param "{key}" must not contain U+0000 or unpaired surrogates. '
+            "Remove them, and percent-encode the query as UTF-8."
+        ),
     )
 
 
@@ -197,15 +203,19 @@ def test_messages_to_the_letter() -> None:
     assert refusals(read, "initiator:unknown") == [
         (
             "initiator",
-            'Query param "initiator" has invalid value: user "unknown" either does not exist, '
-            "or you are unauthorized to view them",
+            (
+                'Query param "initiator" has invalid value: user "unknown" either does not exist, '
+                "or you are unauthorized to view them"
+            ),
         )
     ]
     assert refusals(read, "started_after:invalid") == [
         (
             "started_after",
-            'Query param "started_after" must be a valid date format (2006-01-02T15:04:05.999999999Z07:00): '
-            'parsing time "INVALID" as "2006-01-02T15:04:05.999999999Z07:00": cannot parse "INVALID" as "2006"',
+            (
+                'Query param "started_after" must be a valid date format (2006-01-02T15:04:05.999999999Z07:00): '
+                'parsing time "INVALID" as "2006-01-02T15:04:05.999999999Z07:00": cannot parse "INVALID" as "2006"'
+            ),
         )
     ]
 
@@ -267,8 +277,10 @@ def test_messages_to_the_letter() -> None:
         ("Some  body", [unknown_user("Some body")]),
         # all together, in the order of the keys
         (
-            "x:1 started_before:b started_after:a client:\0 model:a model:b provider_name:\0 "
-            "provider:a provider:b initiator:ghost",
+            (
+                "x:1 started_before:b started_after:a client:\0 model:a model:b provider_name:\0 "
+                "provider:a provider:b initiator:ghost"
+            ),
             [
                 unknown_user("ghost"),
                 repeated("provider"),

@@ -57,11 +57,15 @@ CROSS JOIN LATERAL (
     SELECT
         page.id,
         page.initiator_id,
-        json_build_object(
-            'id', page.initiator_id,
-            'username', coalesce(users.username, ''),
-            'name', coalesce(users.name, ''),
-            'avatar_url', coalesce(users.avatar_url, '')
+        (
+            SELECT row_to_json(initiator)
+            FROM (
+                SELECT
+                    page.initiator_id AS id,
+                    coalesce(users.username, '') AS username,
+                    coalesce(users.name, '') AS name,
+                    coalesce(users.avatar_url, '') AS avatar_url
+            ) AS initiator
         ) AS initiator,
         page.api_key_id,
         page.provider,

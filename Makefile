@@ -1,0 +1,80 @@
+# Needs GNU make 3.81 or newer, and Python; no root, no Docker. All that it makes lies in .venv and .data.
+
+PYTHON ?= python3
+DEMO ?= 20000
+WORKERS ?= logical
+BIN := .venv/bin
+
+# The paths are relative: the folder's own may have spaces in it.
+# Without this, pip's notices of new releases drown the rest.
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help run test lint lint-deploy format bench secrets clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@echo 'PYTHON=python3.12 make …     another Python (3.11 or newer)'
+	@echo 'make run DEMO=100            another number of invented interceptions; 0 is none'
+	@echo 'make test ARGS="-k search"   what pytest is given'
+
+run: .venv/.run ## start the service on http://127.0.0.1:8080, with its own PostgreSQL and invented data in .data
+	@export BRIDGELOG_DATA_DIR="$${BRIDGELOG_DATA_DIR:-$$PWD/.data}"; \
+	if [ "$(DEMO)" -gt 0 ]; then $(BIN)/bridgelog demo --interceptions "$(DEMO)" --if-empty || exit; fi; \
+	exec $(BIN)/bridgelog serve
+
+test: .venv/.dev ## run the tests, each worker on a PostgreSQL of its own; ARGS="-x -k search", WORKERS=0 for a debugger
+	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadgroup $(ARGS)
+
+lint: .venv/.dev ## style, types, layers and SQL; changes nothing
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/sqlfluff lint sql migrations
+
+lint-deploy: .venv/.deploy ## the Dockerfile and the compose file, against what their formats allow
+	$(BIN)/hadolint Dockerfile
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
+
+format: .venv/.dev ## put the Python files into their form
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: .venv/.dev ## measure the first page of the list
+	$(BIN)/python -m benchmarks.first_page $(ARGS)
+
+# The folder is closed to others; the files in it are not, for the containers read them as users of their own.
+secrets: deploy/secrets/database_url ## invent the passwords that docker-compose.yml asks for
+deploy/secrets/database_url: deploy/secrets/postgres_password
+	@printf 'postgresql://bridgelog:%s@postgres:5432/bridgelog' "$$(cat $<)" > $@ && chmod 644 $@
+deploy/secrets/postgres_password:
+	@mkdir -p deploy/secrets && chmod 700 deploy/secrets
+	@od -An -N24 -tx1 /dev/urandom | tr -d ' \n' > $@ && chmod 644 $@
+
+clean: ## remove .venv and whatever tools left behind; .data stays
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist ./*.egg-info
+	find service tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A stamp per set of packages: installed again only when what they are changes.
+.venv/.run: .venv/bin/python setup.cfg pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+.venv/.dev: .venv/bin/python setup.cfg pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch .venv/.run $@
+
+.venv/.deploy: .venv/bin/python setup.cfg
+	$(BIN)/python -m pip install --quiet --editable '.[deploy]'
+	@touch $@
+
+.venv/bin/python:
+	@command -v "$(PYTHON)" > /dev/null || { echo '$(PYTHON) is not there: name a Python 3.11 or newer, PYTHON=… make' >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "bridgelog needs Python 3.11 or newer; $(PYTHON) is $$("$(PYTHON)" --version 2>&1). PYTHON=python3.12 make …" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2> /dev/null || \
+		{ echo '$(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv' >&2; exit 1; }
+	"$(PYTHON)" -m venv --clear .venv

@@ -1,0 +1,70 @@
+"""How answers are written: JSON bodies, the error envelope, and the links between pages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import simplejson
+from aiohttp import web
+from yarl import URL
+
+from service.errors import Refusal
+from service.schemas.queries import Page
+
+JSON = "application/json"
+
+
+def json_answer(value: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
+    """A value as JSON."""
+    return json_text(dump(value), status=status, headers=headers)
+
+
+def json_text(body: bytes, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
+    """JSON text as it is; content-bearing, so that no cache may keep it."""
+    answer = web.Response(body=body, status=status, content_type=JSON, charset="utf-8", headers=headers)
+    answer.headers["Cache-Control"] = "no-store"
+    return answer
+
+
+def dump(value: object) -> bytes:
+    """UTF-8 JSON text."""
+    return simplejson.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def envelope(refusal: Refusal) -> dict[str, object]:
+    """The one shape of an error: message, and detail and validations where there is something to say."""
+    body: dict[str, object] = {"message": refusal.message}
+    if refusal.detail:
+        body["detail"] = refusal.detail
+    if refusal.validations:
+        body["validations"] = [{"field": wrong.field, "detail": wrong.detail} for wrong in refusal.validations]
+    return body
+
+
+def offset_links(url: URL, *, page: Page, total: int) -> dict[str, str]:
+    """The Link header (RFC 8288) of a page by offset: first, prev, next and last, relative to the request."""
+    last = max(0, (total - 1) // page.limit * page.limit)
+    targets = {"first": 0}
+    if page.offset > 0:
+        targets["prev"] = max(0, min(page.offset - page.limit, last))
+    if page.offset + page.limit < total:
+        targets["next"] = page.offset + page.limit
+    targets["last"] = last
+    return _link({name: {"offset": str(offset)} for name, offset in targets.items()}, url=url, page=page)
+
+
+def cursor_links(url: URL, *, page: Page, following: str | None) -> dict[str, str]:
+    """The Link header of a page by cursor: next, where anything follows the interception of that id."""
+    return _link({"next": {"after_id": following}} if following else {}, url=url, page=page)
+
+
+def _link(targets: Mapping[str, Mapping[str, str]], *, url: URL, page: Page) -> dict[str, str]:
+    kept = url.query.copy()
+    for name in ("after_id", "offset", "limit"):
+        kept.popall(name, None)
+    kept["limit"] = str(page.limit)
+    links = [
+        f'<{URL.build(query=[*kept.items(), *target.items()])}>; rel="{relation}"'
+        for relation, target in targets.items()
+    ]
+    return {"Link": ", ".join(links)} if links else {}

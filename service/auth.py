@@ -1,0 +1,140 @@
+"""Sign-in: from a token to the caller, and what that caller may see and do."""
+
+from __future__ import annotations
+
+import hmac
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Literal
+from uuid import UUID
+
+import structlog
+
+from service import errors
+from service.db import Database
+from service.store import tokens
+from service.store.users import NOBODY
+
+log = structlog.get_logger("bridgelog.auth")
+
+# A token that was seen valid is not looked up again for this long: what is revoked or suspended, by whatever means, is out
+# within the second that the API promises.
+_TRUSTED_SECONDS = 0.5
+_MOST_TRUSTED = 10_000
+_TOUCH_AFTER = timedelta(minutes=5)
+
+_BEARER = re.compile(r"bearer +(.+)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who is calling. `visible_to` is the condition on what they read: None everything, else that initiator's only."""
+
+    user_id: UUID
+    roles: frozenset[str]
+    visible_to: UUID | None
+
+    @property
+    def can_record(self) -> bool:
+        """Whether they may record interceptions."""
+        return not self.roles.isdisjoint({"owner", "recorder"})
+
+    @property
+    def can_toggle(self) -> bool:
+        """Whether they may turn request logging on and off."""
+        return "owner" in self.roles
+
+    @property
+    def can_audit(self) -> bool:
+        """Whether they may read everything."""
+        return self.visible_to is None
+
+    @property
+    def known_to(self) -> UUID | None:
+        """Whose username they may ask for: None everyone's, else only their own."""
+        return None if self.can_audit else self.user_id
+
+
+def visible_to(user_id: UUID, roles: frozenset[str], *, member_read: Literal["own", "none"]) -> UUID | None:
+    """Whose interceptions a user with these roles reads: None for everyone's, NOBODY for none."""
+    if roles & {"owner", "auditor"}:
+        return None
+    if roles - {"member"} == {"recorder"} or member_read == "none":
+        return NOBODY
+    return user_id
+
+
+def presented_token(headers: Mapping[str, str], cookies: Mapping[str, str]) -> str | None:
+    """The token of a request: header Coder-Session-Token, else bearer, else cookie; None where there is none."""
+    if token := headers.get("Coder-Session-Token", "").strip():
+        return token
+    if bearer := _BEARER.fullmatch(headers.get("Authorization", "").strip()):
+        return bearer[1]
+    return cookies.get("coder_session_token") or None
+
+
+class Authenticator:
+    """Tells who holds a token. One per process; it trusts what it saw valid for half a second."""
+
+    def __init__(self, database: Database, *, member_read: Literal["own", "none"]) -> None:
+        self._database = database
+        self._member_read = member_read
+        self._trusted: dict[str, tuple[float, datetime, Caller]] = {}
+
+    async def authenticate(self, text: str | None) -> Caller:
+        """The caller who holds this token; raises SignedOut, whose detail tells what is the matter."""
+        if text is None:
+            raise errors.SignedOut(
+                "There is no token: send one in the header Coder-Session-Token, as Authorization: Bearer, "
+                "or in the cookie coder_session_token."
+            )
+        trusted = self._trusted.get(text)
+        if trusted and time.monotonic() - trusted[0] < _TRUSTED_SECONDS and datetime.now(UTC) < trusted[1]:
+            return trusted[2]
+        return await self._look_up(text)
+
+    async def _look_up(self, text: str) -> Caller:
+        parts = tokens.split(text)
+        if parts is None:
+            raise errors.SignedOut(
+                f"The token is malformed: it has {tokens.ID_LENGTH} characters, a dash, and {tokens.SECRET_LENGTH} more, "
+                "all of them letters and digits."
+            )
+        token_id, hashed_secret = parts
+        seen_at = time.monotonic()
+        async with self._database.connection() as connection:
+            token = await tokens.find(connection, token_id=token_id)
+        # An unknown id costs the same comparison as a wrong secret, and is answered with the same words.
+        genuine = hmac.compare_digest(hashed_secret, token.hashed_secret if token else bytes(len(hashed_secret)))
+        if token is None or not genuine:
+            raise errors.SignedOut("The token is invalid.")
+        now = datetime.now(UTC)
+        if token.expires_at <= now:
+            raise errors.SignedOut("The token has expired: ask for a new one.")
+        if token.deleted:
+            raise errors.SignedOut("The user of this token is deleted.")
+        if token.status not in {"active", "dormant"}:
+            raise errors.SignedOut("The user of this token is suspended.")
+        caller = Caller(
+            user_id=token.user_id,
+            roles=token.roles,
+            visible_to=visible_to(token.user_id, token.roles, member_read=self._member_read),
+        )
+        if len(self._trusted) >= _MOST_TRUSTED:
+            self._trusted.clear()
+        self._trusted[text] = (seen_at, token.expires_at, caller)
+        if now - token.last_used > _TOUCH_AFTER:
+            await self._touch(token_id, now)
+        return caller
+
+    async def _touch(self, token_id: str, now: datetime) -> None:
+        if not self._database.writable:
+            return
+        try:
+            async with self._database.transaction() as connection:
+                await tokens.touch(connection, token_id=token_id, used_at=now)
+        except errors.Refusal as problem:
+            log.warning("could not note when a token was last used", token_id=token_id, reason=problem.message)

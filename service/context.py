@@ -1,0 +1,35 @@
+"""What a handler can reach: the keys under which the application and the request hold things."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from service.auth import Authenticator, Caller
+from service.db import Database
+from service.metrics import Metrics
+from service.settings import Settings
+
+
+@dataclass(slots=True)
+class Lifecycle:
+    """Whether the process is on its way out: then it still answers, but no longer calls itself ready."""
+
+    draining: bool = False
+
+
+SETTINGS = web.AppKey("settings", Settings)
+DATABASE = web.AppKey("database", Database)
+AUTHENTICATOR = web.AppKey("authenticator", Authenticator)
+METRICS = web.AppKey("metrics", Metrics)
+OPENAPI = web.AppKey("openapi", bytes)
+LIFECYCLE = web.AppKey("lifecycle", Lifecycle)
+
+CALLER = web.RequestKey("caller", Caller)
+REQUEST_ID = web.RequestKey("request_id", str)
+
+
+def caller(request: web.Request) -> Caller:
+    """Who is calling; the middleware has signed them in."""
+    return request[CALLER]

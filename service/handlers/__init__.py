@@ -1,0 +1,1 @@
+"""Read the request, call the store, answer: one function per route, one module per resource."""

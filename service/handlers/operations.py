@@ -1,0 +1,38 @@
+"""What operators and machines ask outside the API: health, readiness, metrics, documentation."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from service import errors, migrations
+from service.answers import json_answer
+from service.context import DATABASE, LIFECYCLE, METRICS, SETTINGS
+from service.store import schema
+
+_METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+async def healthz(request: web.Request) -> web.Response:  # noqa: ARG001
+    """The process is alive."""
+    return json_answer({"status": "ok"})
+
+
+async def readyz(request: web.Request) -> web.Response:
+    """The service can answer: the database is reachable, its schema is current, and the process is not shutting down."""
+    if request.app[LIFECYCLE].draining:
+        raise errors.NotReady("The service is shutting down.", retry_after=1)
+    try:
+        async with request.app[DATABASE].connection() as connection:
+            await schema.ping(connection)
+            if request.app[SETTINGS].schema == "own":
+                missing = await schema.missing_migrations(connection, known=migrations.names())
+                if missing:
+                    raise errors.SchemaBehind("The operator must run bridgelog migrate.", retry_after=10)
+    except errors.DatabaseUnavailable as problem:
+        raise errors.NotReady("The database cannot be reached.", retry_after=problem.retry_after) from problem
+    return json_answer({"status": "ready"})
+
+
+async def metrics(request: web.Request) -> web.Response:
+    """The metrics in Prometheus's text format."""
+    return web.Response(body=request.app[METRICS].expose(), headers={"Content-Type": _METRICS_TYPE})

@@ -1,0 +1,96 @@
+"""…/interceptions, its children and its end: what a bridge records."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from uuid import UUID
+
+from aiohttp import web
+
+from service import errors
+from service.answers import json_answer, json_text
+from service.bodies import read_body
+from service.context import DATABASE, METRICS, SETTINGS, caller
+from service.db import Connection
+from service.schemas import records
+from service.store import interceptions, recording, users
+from service.store.recording import Kind, Outcome
+
+
+async def record_interception(request: web.Request) -> web.Response:
+    """Record an interception, running or finished, with whatever it owns; the same id with the same content again is fine."""
+    sent = records.load_interception(await _body(request))
+
+    async def work(connection: Connection) -> tuple[Outcome, bytes]:
+        if sent.initiator is not None:
+            await users.refresh(connection, initiator=sent.initiator, seen_at=datetime.now(UTC))
+        [outcome] = await recording.record(connection, interceptions=[sent])
+        return outcome, await interceptions.read_one(connection, interception_id=sent.id)
+
+    try:
+        outcome, body = await request.app[DATABASE].settle(work)
+    except errors.UsernameTaken as taken:
+        raise recording.username_conflict() from taken
+    request.app[METRICS].recorded.labels(outcome.value).inc()
+    status = 201 if outcome is Outcome.CREATED else 200
+    return json_text(body, status=status, headers={"Location": f"interceptions/{sent.id}"})
+
+
+async def end_interception(request: web.Request) -> web.Response:
+    """End an interception; the first end wins."""
+    body = records.load_body(records.EndBody(), await _body(request))
+    interception_id = _interception_id(request)
+
+    async def work(connection: Connection) -> bytes:
+        await recording.end(
+            connection, interception_id=interception_id, ended_at=body["ended_at"], metadata=body.get("metadata")
+        )
+        return await interceptions.read_one(connection, interception_id=interception_id)
+
+    answer = await request.app[DATABASE].settle(work)
+    return json_text(answer, headers={"Location": f"../{interception_id}"})
+
+
+async def record_token_usages(request: web.Request) -> web.Response:
+    """Record token usages of an interception: one, or an array of them."""
+    return await _record_children(request, "token_usages")
+
+
+async def record_user_prompts(request: web.Request) -> web.Response:
+    """Record prompts of an interception: one, or an array of them."""
+    return await _record_children(request, "user_prompts")
+
+
+async def record_tool_usages(request: web.Request) -> web.Response:
+    """Record tool calls of an interception: one, or an array of them."""
+    return await _record_children(request, "tool_usages")
+
+
+async def record_model_thoughts(request: web.Request) -> web.Response:
+    """Record thoughts of an interception's model: one, or an array of them. They have no ids to answer."""
+    return await _record_children(request, "model_thoughts")
+
+
+async def _record_children(request: web.Request, kind: Kind) -> web.Response:
+    body = await _body(request)
+    interception_id = _interception_id(request)
+    children = records.load_children(body, kind=kind, interception_id=interception_id)
+
+    async def work(connection: Connection) -> bool:
+        return await recording.record_children(
+            connection, interception_id=interception_id, kind=kind, children=children
+        )
+
+    anything_new = await request.app[DATABASE].settle(work)
+    ids = [str(child["id"]) for child in children if "id" in child]
+    return json_answer({"ids": ids}, status=201 if anything_new else 200)
+
+
+async def _body(request: web.Request) -> object:
+    if not caller(request).can_record:
+        raise errors.RecordingForbidden
+    return await read_body(request, most=request.app[SETTINGS].max_body)
+
+
+def _interception_id(request: web.Request) -> UUID:
+    return UUID(request.match_info["interception_id"])

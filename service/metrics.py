@@ -1,0 +1,52 @@
+"""What /metrics tells, and where it is counted."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from service.db import Database
+
+_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+
+
+class Metrics:
+    """The metrics of one application, in a registry of their own."""
+
+    def __init__(self, database: Database) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "bridgelog_http_requests",
+            "Requests answered, by route (without its prefix), method and status.",
+            ("route", "method", "status"),
+            registry=self.registry,
+        )
+        self.duration = Histogram(
+            "bridgelog_http_request_duration_seconds",
+            "From the parsed request line to the answer's last byte, by route and method.",
+            ("route", "method"),
+            buckets=_BUCKETS,
+            registry=self.registry,
+        )
+        self.request_logging = Gauge(
+            "bridgelog_request_logging_enabled",
+            "Whether this process logs upstream requests (1) or not (0).",
+            registry=self.registry,
+        )
+        self.recorded = Counter(
+            "bridgelog_recorded_interceptions",
+            "Interceptions stored by recording calls and imports, by how they were answered.",
+            ("outcome",),
+            registry=self.registry,
+        )
+        connections = Gauge(
+            "bridgelog_database_connections",
+            "Connections of the pool to PostgreSQL, by state.",
+            ("state",),
+            registry=self.registry,
+        )
+        connections.labels("idle").set_function(lambda: database.idle)
+        connections.labels("busy").set_function(lambda: database.size - database.idle)
+
+    def expose(self) -> bytes:
+        """All of it, in Prometheus's text format."""
+        return generate_latest(self.registry)

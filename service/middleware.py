@@ -1,0 +1,106 @@
+"""Around every request: its id, sign-in, the error envelope, headers, the access log and the metrics."""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+
+import structlog
+from aiohttp import web
+
+from service import errors
+from service.answers import envelope, json_answer
+from service.auth import presented_token
+from service.context import AUTHENTICATOR, CALLER, METRICS, REQUEST_ID
+from service.routes import PREFIXES, label
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+access = structlog.get_logger("bridgelog.access")
+log = structlog.get_logger("bridgelog")
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+@web.middleware
+async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """The outermost: gives the request its id, turns whatever is raised into the envelope, logs and counts."""
+    given = request.headers.get("X-Request-Id", "")
+    request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    request[REQUEST_ID] = request_id
+    began = time.perf_counter()
+    with structlog.contextvars.bound_contextvars(request_id=request_id):
+        response = await _answered(request, handler)
+        # Kept by the answer itself, so that a streamed one has it too.
+        response.headers["X-Request-Id"] = request_id
+        took = time.perf_counter() - began
+        route, method = label(request), request.method if request.method in _METHODS else "other"
+        metrics = request.app[METRICS]
+        metrics.requests.labels(route, method, response.status).inc()
+        metrics.duration.labels(route, method).observe(took)
+        who = request.get(CALLER)
+        access.info(
+            "request",
+            method=method,
+            route=route,
+            status=response.status,
+            seconds=round(took, 6),
+            user_id=str(who.user_id) if who else None,
+        )
+    return response
+
+
+@web.middleware
+async def sign_in(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Below the prefixes everybody is signed in, before it matters whether the path exists."""
+    if request.path.startswith(PREFIXES):
+        token = presented_token(request.headers, request.cookies)
+        request[CALLER] = await request.app[AUTHENTICATOR].authenticate(token)
+    return await handler(request)
+
+
+async def without_banner(request: web.Request, response: web.StreamResponse) -> None:  # noqa: ARG001
+    """What server this is, and its version, is nobody's business."""
+    response.headers.popall("Server", None)
+
+
+async def _answered(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except errors.Refusal as refusal:
+        return refused(refusal)
+    except web.HTTPException as raised:
+        return refused(*_refusal_of(raised))
+    except ConnectionError:
+        raise  # the client is gone: nobody is left to answer
+    except Exception:
+        log.exception("unforeseen error", route=label(request))
+        return refused(errors.InternalError(f"The log tells more under request id {request[REQUEST_ID]}."))
+
+
+def refused(refusal: errors.Refusal, headers: dict[str, str] | None = None) -> web.Response:
+    """A refusal as an answer."""
+    headers = dict(headers or {})
+    if refusal.retry_after is not None:
+        headers["Retry-After"] = str(refusal.retry_after)
+    if refusal.status == HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = "Bearer"
+    return json_answer(envelope(refusal), status=refusal.status, headers=headers)
+
+
+def _refusal_of(raised: web.HTTPException) -> tuple[errors.Refusal, dict[str, str]]:
+    if isinstance(raised, web.HTTPMethodNotAllowed):
+        allowed = ", ".join(sorted(raised.allowed_methods))
+        return errors.MethodNotAllowed(f"Use one of: {allowed}."), {"Allow": allowed}
+    if isinstance(raised, web.HTTPNotFound):
+        return errors.UnknownPath("Check the path against /openapi.json."), {}
+    if isinstance(raised, web.HTTPRequestEntityTooLarge):
+        return errors.BodyTooLarge(), {}
+    if isinstance(raised, web.HTTPExpectationFailed):
+        return errors.MalformedRequest("The only expectation that can be met is 100-continue."), {}
+    log.error("unforeseen HTTP exception", status=raised.status)
+    return errors.InternalError(), {}

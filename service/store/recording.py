@@ -1,0 +1,311 @@
+"""Recording: interceptions and what they own, idempotent by id.
+
+Everything is inserted where its id is free, and compared where it is not: the same content is a repeat and changes
+nothing, other content is a conflict. The database decides which of two writers came first; nobody checks before they
+insert. A batch is recorded whole or, by the exception that ends the caller's transaction, not at all.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import Enum
+from typing import Any, Literal
+from uuid import UUID
+
+from service import errors, instants, jsontext
+from service.db import Connection
+from service.errors import Validation
+
+Kind = Literal["token_usages", "user_prompts", "tool_usages", "model_thoughts"]
+
+# The columns of each kind, and what stands in one that the sender left out.
+_CHILD_DEFAULTS: dict[Kind, dict[str, Any]] = {
+    "token_usages": {
+        "id": None,
+        "interception_id": None,
+        "provider_response_id": None,
+        "input_tokens": None,
+        "output_tokens": None,
+        "cache_read_input_tokens": 0,
+        "cache_write_input_tokens": 0,
+        "metadata": {},
+        "created_at": None,
+    },
+    "user_prompts": {
+        "id": None,
+        "interception_id": None,
+        "provider_response_id": None,
+        "prompt": None,
+        "metadata": {},
+        "created_at": None,
+    },
+    "tool_usages": {
+        "id": None,
+        "interception_id": None,
+        "provider_response_id": None,
+        "provider_tool_call_id": None,
+        "server_url": None,
+        "tool": None,
+        "input": "",
+        "injected": False,
+        "invocation_error": None,
+        "metadata": {},
+        "created_at": None,
+    },
+    "model_thoughts": {"interception_id": None, "content": None, "metadata": {}, "created_at": None},
+}
+_INTERCEPTION_DEFAULTS: dict[str, Any] = {
+    "id": None,
+    "initiator_id": None,
+    "api_key_id": None,
+    "provider": None,
+    "provider_name": "",
+    "model": None,
+    "client": None,
+    "metadata": {},
+    "started_at": None,
+    "ended_at": None,
+    "client_session_id": None,
+}
+KINDS: tuple[Kind, ...] = tuple(_CHILD_DEFAULTS)
+
+
+class Outcome(Enum):
+    """What recording an interception did."""
+
+    CREATED = "created"
+    EXTENDED = "extended"
+    UNCHANGED = "unchanged"
+
+
+@dataclass(frozen=True, slots=True)
+class Initiator:
+    """The user who caused an interception, as a bridge names them; a name or picture that is None was not told."""
+
+    id: UUID
+    username: str
+    name: str | None = None
+    avatar_url: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Interception:
+    """An interception as it was sent.
+
+    `sent` holds the members that the sender gave, by column name, always id, initiator_id, provider, model and started_at;
+    `children` likewise what it owns, each with its interception_id and, thoughts apart, its id.
+    """
+
+    sent: Mapping[str, Any]
+    initiator: Initiator | None = None
+    correlating_tool_call_id: str | None = None
+    children: Mapping[Kind, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+
+    @property
+    def id(self) -> UUID:
+        """Its id."""
+        found: UUID = self.sent["id"]
+        return found
+
+
+def child_id(interception_id: UUID, *, kind: Kind, position: int) -> UUID:
+    """The id of a nested record that brought none: a UUIDv5 of interception, kind and position, the same each time."""
+    return uuid.uuid5(interception_id, f"{kind}:{position}")
+
+
+async def record(connection: Connection, *, interceptions: Sequence[Interception]) -> list[Outcome]:
+    """Store what is new of these interceptions, and tell for each of them what that was.
+
+    Raises Conflict, with a validation for each member that differs: `model`, or `token_usages.0.created_at`. With several
+    interceptions the paths do not tell which one it was; who needs to know records them one by one.
+    """
+    created = await _insert_interceptions(connection, interceptions)
+    repeated = [position for position in range(len(interceptions)) if position not in created]
+    extended: set[int] = set()
+    if repeated:
+        conflicts = await _compare(
+            connection, "interceptions", [_without_open_end(interceptions[position].sent) for position in repeated]
+        )
+        if conflicts:
+            raise _conflict([member for _, member in conflicts])
+        extended |= await _end_repeated(connection, interceptions, repeated)
+    for kind in KINDS:
+        extended |= await _record_nested(connection, interceptions, kind=kind)
+    return [
+        Outcome.CREATED if position in created else Outcome.EXTENDED if position in extended else Outcome.UNCHANGED
+        for position in range(len(interceptions))
+    ]
+
+
+async def record_children(
+    connection: Connection, *, interception_id: UUID, kind: Kind, children: Sequence[Mapping[str, Any]]
+) -> bool:
+    """Store what is new of an interception's children; whether anything was.
+
+    Raises InterceptionNotFound, or Conflict with a validation for each member that differs (`0.prompt`).
+    """
+    if not await connection.rows("recording/lock_interceptions", ids=[interception_id]):
+        raise errors.InterceptionNotFound
+    new, conflicts = await _record_children(connection, kind=kind, children=children)
+    if conflicts:
+        raise _conflict([f"{position}.{member}" for position, member in conflicts])
+    return bool(new)
+
+
+async def end(
+    connection: Connection, *, interception_id: UUID, ended_at: datetime, metadata: Mapping[str, Any] | None
+) -> bool:
+    """End an interception and merge metadata into its own; False where it had ended so before.
+
+    Raises InterceptionNotFound; InvalidBody for an end before the start; Conflict for another end than the first.
+    """
+    rows = await connection.rows("recording/lock_interceptions", ids=[interception_id])
+    if not rows:
+        raise errors.InterceptionNotFound
+    started_at, first_end = rows[0]["started_at"], rows[0]["ended_at"]
+    merged = jsontext.dump(metadata) if metadata is not None else None
+    if first_end is not None:
+        if first_end != ended_at:
+            raise errors.Conflict(
+                validations=[Validation("ended_at", f"The interception ended at {instants.format(first_end)} already.")]
+            )
+        if merged is not None and not await connection.value(
+            "recording/holds_metadata", interception_id=interception_id, metadata=merged
+        ):
+            raise _conflict(["metadata"])
+        return False
+    if ended_at < started_at:
+        raise errors.InvalidBody(validations=[Validation("ended_at", _ENDS_TOO_EARLY)])
+    await connection.rows("recording/end_interceptions", ids=[interception_id], ended_at=[ended_at])
+    if merged is not None:
+        await connection.run("recording/keep_metadata", interception_id=interception_id, metadata=merged)
+        await connection.run("recording/merge_metadata", interception_id=interception_id, metadata=merged)
+    return True
+
+
+_ENDS_TOO_EARLY = "must not be before started_at"
+
+
+async def _insert_interceptions(connection: Connection, interceptions: Sequence[Interception]) -> set[int]:
+    """The positions of those that were new; of several with one id, the first."""
+    rows = await connection.rows(
+        "recording/insert_interceptions",
+        **_columns(_INTERCEPTION_DEFAULTS, [interception.sent for interception in interceptions]),
+        correlating_tool_call_id=[interception.correlating_tool_call_id for interception in interceptions],
+    )
+    return _first_positions([interception.id for interception in interceptions], {row["id"] for row in rows})
+
+
+async def _end_repeated(
+    connection: Connection, interceptions: Sequence[Interception], repeated: Sequence[int]
+) -> set[int]:
+    """Set the ends that the stored ones lack; the positions of those that lacked one."""
+    ends: dict[UUID, int] = {}
+    for position in repeated:
+        if interceptions[position].sent.get("ended_at") is not None:
+            ends.setdefault(interceptions[position].id, position)
+    if not ends:
+        return set()
+    await connection.rows("recording/lock_interceptions", ids=sorted(ends))
+    rows = await connection.rows(
+        "recording/end_interceptions",
+        ids=list(ends),
+        ended_at=[interceptions[position].sent["ended_at"] for position in ends.values()],
+    )
+    # Between the comparison and the lock another writer may have set another end.
+    conflicts = await _compare(
+        connection,
+        "interceptions",
+        [
+            {"id": interceptions[position].id, "ended_at": interceptions[position].sent["ended_at"]}
+            for position in repeated
+            if interceptions[position].sent.get("ended_at") is not None
+        ],
+    )
+    if conflicts:
+        raise _conflict([member for _, member in conflicts])
+    return {ends[row["id"]] for row in rows}
+
+
+async def _record_nested(connection: Connection, interceptions: Sequence[Interception], *, kind: Kind) -> set[int]:
+    """Store one kind of nested records; the positions of the interceptions that gained any."""
+    places = [
+        (position, index)
+        for position, interception in enumerate(interceptions)
+        for index in range(len(interception.children.get(kind, ())))
+    ]
+    if not places:
+        return set()
+    children = [interceptions[position].children[kind][index] for position, index in places]
+    new, conflicts = await _record_children(connection, kind=kind, children=children)
+    if conflicts:
+        raise _conflict([f"{kind}.{places[position][1]}.{member}" for position, member in conflicts])
+    return {places[position][0] for position in new}
+
+
+async def _record_children(
+    connection: Connection, *, kind: Kind, children: Sequence[Mapping[str, Any]]
+) -> tuple[set[int], list[tuple[int, str]]]:
+    """The positions of the children that were new, and of those that differ from what is stored, with the member."""
+    rows = await connection.rows(f"recording/insert_{kind}", **_columns(_CHILD_DEFAULTS[kind], children))
+    if kind == "model_thoughts":
+        # A thought is what it says: one that is stored already is equal.
+        owners = {row["interception_id"] for row in rows}
+        return {position for position, child in enumerate(children) if child["interception_id"] in owners}, []
+    new = _first_positions([child["id"] for child in children], {row["id"] for row in rows})
+    repeated = [position for position in range(len(children)) if position not in new]
+    if not repeated:
+        return new, []
+    conflicts = await _compare(connection, kind, [children[position] for position in repeated])
+    return new, [(repeated[position], member) for position, member in conflicts]
+
+
+async def _compare(
+    connection: Connection, noun: str, sent: Sequence[Mapping[str, Any]]
+) -> list[tuple[int, str]]:
+    """Where what was sent differs from what is stored under the same id: position and member."""
+    body = jsontext.dump([{name: _json(value) for name, value in members.items()} for members in sent])
+    return [(row["position"] - 1, row["member"]) for row in await connection.rows(f"recording/compare_{noun}", sent=body)]
+
+
+def _json(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return instants.format(value)
+    return str(value) if isinstance(value, UUID) else value
+
+
+def _without_open_end(sent: Mapping[str, Any]) -> dict[str, Any]:
+    # `"ended_at": null` is how a running interception reads: it says nothing about one that has ended since.
+    return {name: value for name, value in sent.items() if name != "ended_at" or value is not None}
+
+
+def _columns(defaults: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """One list a column, as unnest takes them."""
+    columns = {name: [row.get(name, default) for row in rows] for name, default in defaults.items()}
+    columns["metadata"] = [jsontext.dump(value) for value in columns["metadata"]]
+    return columns
+
+
+def _first_positions(ids: Sequence[UUID], new: set[UUID]) -> set[int]:
+    first: dict[UUID, int] = {}
+    for position, found in enumerate(ids):
+        first.setdefault(found, position)
+    return {position for found, position in first.items() if found in new}
+
+
+def _conflict(members: Sequence[str]) -> errors.Conflict:
+    return errors.Conflict(
+        validations=[
+            Validation(member, "differs from what is stored under this id") for member in dict.fromkeys(members)
+        ]
+    )
+
+
+def username_conflict() -> errors.Conflict:
+    """What UsernameTaken means to who records: nothing is stored."""
+    return errors.Conflict(
+        validations=[Validation("initiator.username", "belongs to a user with another id (case does not tell names apart)")]
+    )

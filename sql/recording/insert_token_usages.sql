@@ -1,0 +1,58 @@
+-- insert_token_usages: the token usages that are not stored yet. One array an attribute.
+--
+-- param   id                        uuid[]         ids
+-- param   interception_id           uuid[]         the interceptions that own them
+-- param   provider_response_id      text[]         the provider's answers
+-- param   input_tokens              bigint[]       tokens sent, cached ones left out
+-- param   output_tokens             bigint[]       tokens received
+-- param   cache_read_input_tokens   bigint[]       tokens read from the provider's cache
+-- param   cache_write_input_tokens  bigint[]       tokens written to it
+-- param   metadata                  jsonb[]        metadata
+-- param   created_at                timestamptz[]  when
+-- result  many  id uuid
+-- index   none
+INSERT INTO aibridge_token_usages (
+    id,
+    interception_id,
+    provider_response_id,
+    input_tokens,
+    output_tokens,
+    cache_read_input_tokens,
+    cache_write_input_tokens,
+    metadata,
+    created_at
+)
+SELECT
+    id,
+    interception_id,
+    provider_response_id,
+    input_tokens,
+    output_tokens,
+    cache_read_input_tokens,
+    cache_write_input_tokens,
+    metadata,
+    created_at
+FROM unnest(
+    :id::uuid[],
+    :interception_id::uuid[],
+    :provider_response_id::text[],
+    :input_tokens::bigint[],
+    :output_tokens::bigint[],
+    :cache_read_input_tokens::bigint[],
+    :cache_write_input_tokens::bigint[],
+    :metadata::jsonb[],
+    :created_at::timestamptz[]
+) AS sent (
+    id,
+    interception_id,
+    provider_response_id,
+    input_tokens,
+    output_tokens,
+    cache_read_input_tokens,
+    cache_write_input_tokens,
+    metadata,
+    created_at
+)
+ORDER BY id ASC
+ON CONFLICT (id) DO NOTHING
+RETURNING id

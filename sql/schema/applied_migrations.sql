@@ -1,0 +1,7 @@
+-- applied_migrations: the migrations that the database has.
+--
+-- result  many  migration_id text
+-- index   none
+SELECT migration_id
+FROM _yoyo_migration
+ORDER BY migration_id ASC

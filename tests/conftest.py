@@ -1,0 +1,202 @@
+"""A PostgreSQL for the tests, a database for each of them, and the real application on it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestClient
+
+from service import db, migrations, statements
+from service.app import build_app
+from service.embedded import Embedded
+from service.instants import parse as instant
+from service.settings import Settings
+from service.store import tokens, users
+
+API = "/api/v2/aibridge"
+NOW = instant("2026-03-01T12:00:00Z")
+
+Client = TestClient[web.Request, web.Application]
+MakeClient = Callable[..., Awaitable[Client]]
+
+_SETTINGS = Settings(
+    database_url=None,
+    data_dir=Path("unused"),
+    host="127.0.0.1",
+    port=0,
+    schema="own",
+    migrate=False,
+    member_read="own",
+    max_body=16 * 1024 * 1024,
+    pool_size=5,
+    statement_timeout=30.0,
+    drain_seconds=0.0,
+    shutdown_timeout=5.0,
+    log_format="json",
+    log_level="error",
+)
+_counter = itertools.count()
+
+
+@dataclass(frozen=True)
+class Person:
+    """A user with a token."""
+
+    id: UUID
+    username: str
+    token: str
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What signs them in."""
+        return {"Coder-Session-Token": self.token}
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
+    """A PostgreSQL server of this test process's own."""
+    with Embedded(tmp_path_factory.mktemp("postgres"), settings={"fsync": "off"}) as embedded:
+        yield embedded
+
+
+@pytest.fixture(scope="session")
+def url_of(server: Embedded) -> Callable[[str], str]:
+    """The URL of a database of that server, by name."""
+    return lambda name: server.url.replace("/bridgelog?", f"/{name}?", 1)
+
+
+@pytest.fixture(scope="session")
+def template(url_of: Callable[[str], str]) -> str:
+    """A migrated database to clone."""
+    with psycopg.connect(url_of("postgres"), autocommit=True) as connection:
+        connection.execute("CREATE DATABASE template_migrated")
+    migrations.apply(url_of("template_migrated"))
+    return "template_migrated"
+
+
+@pytest.fixture
+def empty_database_url(server: Embedded, url_of: Callable[[str], str]) -> Iterator[str]:
+    """A database without any tables."""
+    yield from _database(url_of, "template1")
+
+
+@pytest.fixture
+def database_url(template: str, url_of: Callable[[str], str]) -> Iterator[str]:
+    """A migrated, empty database of this test's own."""
+    yield from _database(url_of, template)
+
+
+def _database(url_of: Callable[[str], str], template: str) -> Iterator[str]:
+    name = f"test_{next(_counter)}"
+    with psycopg.connect(url_of("postgres"), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}".encode())
+        yield url_of(name)
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+
+
+@pytest.fixture
+def settings() -> Settings:
+    """Settings as a test wants them; override the fixture, or use dataclasses.replace."""
+    return _SETTINGS
+
+
+@pytest.fixture
+async def database(database_url: str, settings: Settings) -> AsyncIterator[db.Database]:
+    """A pool on this test's database."""
+    pool = await db.connect(settings, database_url, statements.load())
+    yield pool
+    await pool.close()
+
+
+@pytest.fixture
+def sql(database_url: str) -> Iterator[Callable[..., list[tuple[Any, ...]]]]:
+    """Run a statement on this test's database, as a person in psql would: `sql("SELECT %s", 1)`."""
+    with psycopg.connect(database_url, autocommit=True) as connection:
+
+        def run(statement: str, *arguments: object) -> list[tuple[Any, ...]]:
+            cursor = connection.execute(statement.encode(), arguments or None)
+            return cursor.fetchall() if cursor.description else []
+
+        yield run
+
+
+@pytest.fixture
+def make_client(database_url: str, aiohttp_client: Any, settings: Settings) -> MakeClient:
+    """The application on this test's database, with settings changed as told: `await make_client(member_read="none")`."""
+
+    async def make(**changes: Any) -> Client:
+        client: Client = await aiohttp_client(build_app(replace(settings, **changes), database_url=database_url))
+        return client
+
+    return make
+
+
+@pytest.fixture
+async def client(make_client: MakeClient) -> Client:
+    """The application on this test's database."""
+    return await make_client()
+
+
+@pytest.fixture
+def add_person(database: db.Database) -> Callable[..., Awaitable[Person]]:
+    """Make a user with a token: `await add_person("ann", "owner")`."""
+
+    async def add(username: str, *roles: str) -> Person:
+        user_id = uuid4()
+        async with database.transaction() as connection:
+            await users.add(
+                connection, user_id=user_id, username=username, name=username.title(), roles=list(roles), created_at=NOW
+            )
+            token = await tokens.create(connection, user_id=user_id, created_at=NOW)
+        return Person(id=user_id, username=username, token=token)
+
+    return add
+
+
+@pytest.fixture
+async def owner(add_person: Callable[..., Awaitable[Person]]) -> Person:
+    """An owner, who may do everything."""
+    return await add_person("olivia", "owner")
+
+
+@pytest.fixture
+async def member(add_person: Callable[..., Awaitable[Person]]) -> Person:
+    """A plain member."""
+    return await add_person("mallory")
+
+
+def interception(**members: Any) -> dict[str, Any]:
+    """The body of a finished interception; `members` replace or add."""
+    body: dict[str, Any] = {
+        "id": str(uuid4()),
+        "initiator_id": str(uuid4()),
+        "provider": "anthropic",
+        "provider_name": "anthropic",
+        "model": "claude-sonnet-4-5",
+        "client": "Claude Code",
+        "metadata": {},
+        "started_at": "2026-03-01T10:00:00Z",
+        "ended_at": "2026-03-01T10:00:05.25Z",
+    }
+    return body | members
+
+
+@pytest.fixture
+def record(client: Client, owner: Person) -> Callable[..., Awaitable[dict[str, Any]]]:
+    """Record a finished interception and get it as answered: `await record(model="m")`."""
+
+    async def post(**members: Any) -> dict[str, Any]:
+        response = await client.post(f"{API}/interceptions", json=interception(**members), headers=owner.headers)
+        body: dict[str, Any] = await response.json()
+        assert response.status == 201, body
+        return body
+
+    return post
