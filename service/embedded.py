@@ -546,7 +546,7 @@ class Keeper:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             pass_fds=inherit,
-            preexec_fn=lambda: self._enter(self._account),
+            preexec_fn=lambda: self._enter(self._account),  # noqa: PLW1509 - the keeper has no threads
             text=True,
             errors="replace",
             check=False,
@@ -603,7 +603,7 @@ class Keeper:
                     stdout=log,
                     stderr=log,
                     pass_fds=(lock,),
-                    preexec_fn=lambda: self._enter(self._account),
+                    preexec_fn=lambda: self._enter(self._account),  # noqa: PLW1509 - the keeper has no threads
                 )
         finally:
             os.close(lock)

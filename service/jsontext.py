@@ -17,7 +17,7 @@ from service.errors import InvalidBody, InvalidJSON, Validation
 
 MAX_DEPTH: Final = 64
 
-_MAX_EXPONENT: Final = 16_383  # digits that `numeric` holds after the point
+_MAX_EXPONENT: Final = 16_383  # `numeric` holds that many digits after the point
 _BEYOND_DOUBLE: Final = Decimal("1E+400")
 _ALWAYS_AN_INT: Final = 640  # Python can be told to refuse longer ones, but not these
 
@@ -90,18 +90,18 @@ def object_problem(value: dict[str, object]) -> str | None:
             for member in members:
                 if isinstance(member, (dict, list)):
                     below.append(member)
-                    continue
-                problem = None
-                if isinstance(member, str):
-                    problem = text_problem(member)
-                elif isinstance(member, (int, Decimal)):
-                    problem = _number_problem(member)
-                if problem is not None:
+                elif problem := _scalar_problem(member):
                     return problem
         if not below:
             return None
         level = below
     return f"must not nest deeper than {MAX_DEPTH} levels"
+
+
+def _scalar_problem(value: object) -> str | None:
+    if isinstance(value, str):
+        return text_problem(value)
+    return _number_problem(value) if isinstance(value, (int, Decimal)) else None
 
 
 def _number_problem(number: int | Decimal) -> str | None:
@@ -117,6 +117,7 @@ def _number_problem(number: int | Decimal) -> str | None:
         long = len(str(number)) > _MAX_EXPONENT + 1_000
         exponent = 0 if long else number.as_tuple().exponent
         if long or not isinstance(exponent, int) or abs(exponent) > _MAX_EXPONENT:
+            # (A zero with a large positive exponent ends here too: `numeric` refuses most of them.)
             return f"must not contain a number with more than {_MAX_EXPONENT:,} digits after the point"
     return None
 
@@ -169,10 +170,10 @@ def _decimal(number: str) -> Decimal:
 
 
 def _deep_path(data: bytes) -> str:
-    """The member that `parse` ran out of stack in: its name, or its index, or for the member of an element `3.metadata`.
+    """The member in which `parse` ran out of stack: its name, or its index, or `3.metadata` for a member of an element.
 
-    Relies on this: before the place where that happened, the text is valid JSON. Objects within an array or two may reach
-    below `MAX_DEPTH` with their metadata, but not below twice as many levels.
+    Before the place where that happened, the text is valid JSON. A body whose metadata is as deep as allowed may be a
+    few levels deeper itself, yet never twice as deep; the stack holds more than that.
     """
     outer = skip(re.compile(rb"[^\[{]*+"), data, 0)
     inner = skip(_within(2 * MAX_DEPTH), data, outer + 1)

@@ -53,32 +53,40 @@ async def split(chunks: AsyncIterable[bytes], *, max_record: int) -> AsyncIterat
     another follows without a comma, an array that is not closed, and, once, whatever follows its closing bracket.
     The stream is read to its end in any case, so that a client which is still sending gets to read its answer.
     """
-    start = b""
-    lines = 1
+    line = 1
     splitter: _Lines | _Array | None = None
-    first = True
-    async for chunk in chunks:
+    async for chunk in _after_mark(chunks):
+        begin = 0
         if splitter is None:
-            if first:
-                start += chunk
-                if len(start) < len(_BOM) and _BOM.startswith(start):
-                    continue
-                first = False
-                chunk, start = start.removeprefix(_BOM), b""
             begin = skip(_SPACE, chunk, 0)
-            lines += chunk.count(b"\n", 0, begin)
+            line += chunk.count(b"\n", 0, begin)
             if begin == len(chunk):
                 continue
-            array = chunk.startswith(b"[", begin)
-            splitter = _Array(max_record) if array else _Lines(max_record, line=lines)
-            chunk = chunk[begin + array :]
-        for record in splitter.feed(chunk):
+            if chunk.startswith(b"[", begin):
+                begin += 1
+                splitter = _Array(max_record)
+            else:
+                splitter = _Lines(max_record, line=line)
+        for record in splitter.feed(chunk[begin:]):
             yield record
-    if splitter is None and start:
-        yield Record(1, start)
-    elif splitter is not None:
+    if splitter is not None:
         for record in splitter.finish():
             yield record
+
+
+async def _after_mark(chunks: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+    """The chunks, without a byte order mark at the start."""
+    start: bytes | None = b""
+    async for chunk in chunks:
+        if start is None:
+            yield chunk
+        else:
+            start += chunk
+            if len(start) >= len(_BOM) or not _BOM.startswith(start):
+                yield start.removeprefix(_BOM)
+                start = None
+    if start:
+        yield start
 
 
 class _Held:

@@ -79,8 +79,12 @@ async def is_foreign(connection: Connection, *, seed: int) -> bool:
 
     The ids of those users follow from the seed alone, so that no record needs a mark.
     """
-    found = await connection.row("demo/find_foreign_interception", user_ids=_user_ids(seed))
-    return found is not None
+    return bool(await connection.value("demo/has_foreign_interceptions", user_ids=_user_ids(seed)))
+
+
+async def is_empty(connection: Connection) -> bool:
+    """Whether there is no interception at all, the demo's included."""
+    return not await connection.value("demo/has_foreign_interceptions", user_ids=[])
 
 
 def period(interceptions: int) -> timedelta:

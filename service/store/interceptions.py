@@ -63,3 +63,8 @@ async def read_one(connection: Connection, *, interception_id: UUID) -> bytes:
     """One interception, ended or not, as the JSON text that a list would show."""
     rows = await connection.rows("interceptions/list_matching", interception_id=interception_id, page_size=1)
     return bytes(rows[0][0])
+
+
+async def any_exists(connection: Connection) -> bool:
+    """Whether anything is recorded at all, ended or not."""
+    return bool(await connection.value("interceptions/any_interception"))

@@ -94,6 +94,6 @@ async def set_status(
     return found is not None
 
 
-async def any_exists(connection: Connection) -> bool:
-    """Whether there is any user at all."""
-    return bool(await connection.value("users/any_user"))
+async def any_owner(connection: Connection) -> bool:
+    """Whether there is anybody who may do everything."""
+    return bool(await connection.value("users/any_owner"))

@@ -29,34 +29,59 @@ WITH layout (number, lengths) AS (
 -- agent is a version that grows.
 kind (number, least, client, provider, provider_name, earlier_model, model, side_model, user_agent) AS (
     VALUES
-    (1, 0, 'Claude Code', 'anthropic', 'anthropic', 'claude-sonnet-4-5-20250929', 'claude-sonnet-4-6',
-        'claude-haiku-4-5-20251001', 'claude-cli/2.1.%s (external, cli)'),
-    (2, 280, 'Claude Code', 'anthropic', 'anthropic', 'claude-opus-4-5-20251101', 'claude-opus-4-6',
-        'claude-haiku-4-5-20251001', 'claude-cli/2.1.%s (external, claude-vscode)'),
-    (3, 400, 'Codex', 'openai', 'openai', 'gpt-5.1-codex', 'gpt-5.2-codex', NULL,
-        'codex_cli_rs/0.%s.0 (Mac OS 26.1.0; arm64) iTerm.app/3.6.5'),
-    (4, 495, 'Codex', 'openai', 'openai', 'gpt-5.1-codex-mini', 'gpt-5.2', NULL,
-        'codex_cli_rs/0.%s.0 (Ubuntu 24.4.0; x86_64) xterm-256color'),
-    (5, 525, 'Cursor', 'anthropic', 'anthropic', 'claude-sonnet-4-5-20250929', 'claude-sonnet-4-6', NULL, 'Cursor/2.%s.1'),
+    (
+        1, 0, 'Claude Code', 'anthropic', 'anthropic', 'claude-sonnet-4-5-20250929', 'claude-sonnet-4-6',
+        'claude-haiku-4-5-20251001', 'claude-cli/2.1.%s (external, cli)'
+    ),
+    (
+        2, 280, 'Claude Code', 'anthropic', 'anthropic', 'claude-opus-4-5-20251101', 'claude-opus-4-6',
+        'claude-haiku-4-5-20251001', 'claude-cli/2.1.%s (external, claude-vscode)'
+    ),
+    (
+        3, 400, 'Codex', 'openai', 'openai', 'gpt-5.1-codex', 'gpt-5.2-codex', NULL,
+        'codex_cli_rs/0.%s.0 (Mac OS 26.1.0; arm64) iTerm.app/3.6.5'
+    ),
+    (
+        4, 495, 'Codex', 'openai', 'openai', 'gpt-5.1-codex-mini', 'gpt-5.2', NULL,
+        'codex_cli_rs/0.%s.0 (Ubuntu 24.4.0; x86_64) xterm-256color'
+    ),
+    (
+        5, 525, 'Cursor', 'anthropic', 'anthropic', 'claude-sonnet-4-5-20250929', 'claude-sonnet-4-6', NULL,
+        'Cursor/2.%s.1'
+    ),
     (6, 600, 'Cursor', 'openai', 'openai', 'gpt-5.1', 'gpt-5.2', 'gpt-5-mini', 'Cursor/2.%s.1'),
-    (7, 655, 'GitHub Copilot (VS Code)', 'openai', 'azure-openai', 'gpt-4.1', 'gpt-5-mini', 'gpt-4o-mini',
-        'GitHubCopilotChat/0.%s.2'),
-    (8, 715, 'GitHub Copilot (VS Code)', 'anthropic', 'anthropic', 'claude-sonnet-4-5-20250929', 'claude-sonnet-4-6', NULL,
-        'GitHubCopilotChat/0.%s.2'),
-    (9, 755, 'Zed', 'anthropic', 'anthropic', 'claude-sonnet-4-5-20250929', 'claude-sonnet-4-6',
-        'claude-haiku-4-5-20251001', 'Zed/0.2%s.4 (macos; aarch64)'),
-    (10, 805, 'Mux', 'anthropic', 'anthropic', 'claude-opus-4-5-20251101', 'claude-opus-4-6', NULL,
-        'mux/0.%s.0 ai-sdk/anthropic/2.0.50'),
-    (11, 845, 'Roo Code', 'anthropic', 'anthropic', 'claude-sonnet-4-5-20250929', 'claude-sonnet-4-6', NULL,
-        'roo-code/3.%s.0'),
+    (
+        7, 655, 'GitHub Copilot (VS Code)', 'openai', 'azure-openai', 'gpt-4.1', 'gpt-5-mini', 'gpt-4o-mini',
+        'GitHubCopilotChat/0.%s.2'
+    ),
+    (
+        8, 715, 'GitHub Copilot (VS Code)', 'anthropic', 'anthropic', 'claude-sonnet-4-5-20250929',
+        'claude-sonnet-4-6', NULL, 'GitHubCopilotChat/0.%s.2'
+    ),
+    (
+        9, 755, 'Zed', 'anthropic', 'anthropic', 'claude-sonnet-4-5-20250929', 'claude-sonnet-4-6',
+        'claude-haiku-4-5-20251001', 'Zed/0.2%s.4 (macos; aarch64)'
+    ),
+    (
+        10, 805, 'Mux', 'anthropic', 'anthropic', 'claude-opus-4-5-20251101', 'claude-opus-4-6', NULL,
+        'mux/0.%s.0 ai-sdk/anthropic/2.0.50'
+    ),
+    (
+        11, 845, 'Roo Code', 'anthropic', 'anthropic', 'claude-sonnet-4-5-20250929', 'claude-sonnet-4-6', NULL,
+        'roo-code/3.%s.0'
+    ),
     (12, 885, 'Unknown', 'openai', 'azure-openai', 'gpt-4o-mini', 'gpt-4.1-mini', NULL, 'OpenAI/Python 2.%s.0'),
-    (13, 930, 'Unknown', 'anthropic', 'anthropic', 'claude-haiku-4-5-20251001', 'claude-haiku-4-5-20251001', NULL,
-        'Anthropic/Python 0.%s.0'),
+    (
+        13, 930, 'Unknown', 'anthropic', 'anthropic', 'claude-haiku-4-5-20251001', 'claude-haiku-4-5-20251001', NULL,
+        'Anthropic/Python 0.%s.0'
+    ),
     (14, 958, NULL, 'anthropic', 'anthropic', 'claude-3-7-sonnet-20250219', 'claude-sonnet-4-5-20250929', NULL, NULL),
     (15, 980, NULL, 'openai', 'openai', 'gpt-4o', 'gpt-4.1', NULL, NULL),
     (16, 998, 'Unknown', 'openai', 'openai', 'o3', 'o4-mini', NULL, 'python-httpx/0.28.1'),
-    (17, 1008, 'Claude Code', 'anthropic', 'anthropic', 'claude-opus-4-1-20250805', 'claude-opus-4-1-20250805',
-        'claude-haiku-4-5-20251001', 'claude-cli/2.0.%s (external, sdk-ts)'),
+    (
+        17, 1008, 'Claude Code', 'anthropic', 'anthropic', 'claude-opus-4-1-20250805', 'claude-opus-4-1-20250805',
+        'claude-haiku-4-5-20251001', 'claude-cli/2.0.%s (external, sdk-ts)'
+    ),
     (18, 1019, 'Zed', 'openai', 'openai', 'gpt-4.1', 'gpt-5.2', NULL, 'Zed/0.2%s.4 (linux; x86_64)')
 ),
 
@@ -338,12 +363,14 @@ SELECT
     CASE WHEN rooted_turn.answers_call THEN rooted_turn.root_id END,
     CASE
         WHEN rooted_turn.client IN ('Claude Code', 'Codex', 'GitHub Copilot (VS Code)')
-            THEN overlay(
-                overlay(md5(:seed::bigint || ' session ' || rooted_turn.start) PLACING '4' FROM 13) PLACING 'b' FROM 17
+            THEN (
+                substr(session_digest.hex, 1, 12) || '4' || substr(session_digest.hex, 14, 3)
+                || substr('89ab', 1 + (rooted_turn.draw & 3)::integer, 1) || substr(session_digest.hex, 18)
             )::uuid::text
-        WHEN rooted_turn.client = 'Mux' THEN substr(md5(:seed::bigint || ' session ' || rooted_turn.start), 1, 10)
+        WHEN rooted_turn.client = 'Mux' THEN substr(session_digest.hex, 1, 10)
     END
 FROM rooted_turn
+CROSS JOIN LATERAL (SELECT md5(:seed::bigint || ' session ' || rooted_turn.start) AS hex) AS session_digest
 WHERE rooted_turn.ordinal BETWEEN :first_ordinal::bigint AND :last_ordinal::bigint
 ORDER BY rooted_turn.started_at ASC
 ON CONFLICT DO NOTHING

@@ -6,23 +6,31 @@
 WITH words AS (
     SELECT
         ARRAY[
-            'The user wants the failure explained before anything changes, so I should read the test and its fixture first.',
-            '**Inspecting the retry logic**' || E'\n\nThe deadline is checked after the sleep, not before it. That would explain '
+            'The user wants the failure explained before anything changes, so I should read the test and '
+            || 'its fixture first.',
+            '**Inspecting the retry logic**'
+            || E'\n\nThe deadline is checked after the sleep, not before it. That would explain '
             || 'the extra attempt.',
             'Two callers rely on the old return value. I will keep the signature and add a second function.',
-            '**Planning the change**' || E'\n\nFirst the schema, then the writer, then the reader; each can be deployed alone.',
+            '**Planning the change**'
+            || E'\n\nFirst the schema, then the writer, then the reader; each can be deployed alone.',
             'The index exists but the cast in the WHERE clause keeps the planner from using it.',
             'No test covers the empty list. I will write one, see it fail, then fix the loop.',
-            'This looks like a race between the shutdown hook and the last flush. Let me check who closes the channel.',
+            'This looks like a race between the shutdown hook and the last flush. Let me check who closes '
+            || 'the channel.',
             'The error is swallowed two frames up. Searching for a bare except.',
-            '**Checking the configuration**' || E'\n\nThe timeout of the proxy is shorter than the one of the service, so the '
+            '**Checking the configuration**'
+            || E'\n\nThe timeout of the proxy is shorter than the one of the service, so the '
             || 'client sees 504 while the work goes on.',
             'I could add a dependency for this, but eight lines of the standard library do it.',
-            'The plan says replace because the identifier changed, not the engine version. A moved block should do.',
+            'The plan says replace because the identifier changed, not the engine version. A moved block '
+            || 'should do.',
             'The user asked for a small diff. I will leave the naming as it is.',
             'All tests pass. Before I say so I should run the linter too.',
-            'The number in the ticket and the number in the log differ by one page, so this is an off-by-one in the cursor.',
-            '**Considering the rollback**' || E'\n\nDropping the column is not reversible; it goes into a later release.',
+            'The number in the ticket and the number in the log differ by one page, so this is an '
+            || 'off-by-one in the cursor.',
+            '**Considering the rollback**'
+            || E'\n\nDropping the column is not reversible; it goes into a later release.',
             'The file is generated. The template is the place to change.'
         ] AS thoughts
 ),
@@ -45,8 +53,9 @@ parent AS (
             AND metadata ->> 'status' <> 'failed'
             AND client <> 'Unknown'
             AND model SIMILAR TO '%(opus|sonnet|codex)%'
-        -- keeps the look-up by id, whatever size the planner takes the table for
-        OFFSET 0
+        -- keeps this a look-up by id, whatever size the planner takes the table for
+        ORDER BY id ASC
+        LIMIT 1
     ) AS stored
 )
 

@@ -35,8 +35,9 @@ WITH parent AS (
         WHERE aibridge_interceptions.id = listed.id
             AND ended_at IS NOT NULL
             AND metadata ->> 'status' <> 'failed'
-        -- keeps the look-up by id, whatever size the planner takes the table for
-        OFFSET 0
+        -- keeps this a look-up by id, whatever size the planner takes the table for
+        ORDER BY id ASC
+        LIMIT 1
     ) AS stored
 ),
 
@@ -49,8 +50,9 @@ answer AS (
         number,
         digest.bytes,
         md5(parent.id || ' token usage ' || number) AS hex,
-        parent.started_at + parent.duration * (number::double precision / parent.answers)
-        - interval '1 microsecond' * (3000 + (parent.dice & 131071)) * (number::double precision / parent.answers) AS created_at,
+        parent.started_at
+        + (parent.duration - interval '1 microsecond' * (3000 + (parent.dice & 131071)))
+        * (number::double precision / parent.answers) AS created_at,
         -- what an agent has read and said so far is sent again with each request, from the cache where that still holds it
         CASE
             WHEN NOT parent.is_agent THEN 0
@@ -97,7 +99,10 @@ INSERT INTO aibridge_token_usages (
     created_at
 )
 SELECT
-    overlay(overlay(hex PLACING '4' FROM 13) PLACING substr('89ab', 1 + (dice & 3)::integer, 1) FROM 17)::uuid,
+    (
+        substr(hex, 1, 12) || '4' || substr(hex, 14, 3)
+        || substr('89ab', 1 + (dice & 3)::integer, 1) || substr(hex, 18)
+    )::uuid,
     interception_id,
     CASE
         WHEN provider = 'anthropic' THEN 'msg_01' || substr(translate(encode(bytes, 'base64'), '+/=', ''), 1, 22)

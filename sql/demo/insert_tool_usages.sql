@@ -7,21 +7,41 @@
 WITH words AS (
     SELECT
         ARRAY[
-            'checkout', 'billing', 'ledger', 'inventory', 'notifications', 'identity', 'search-api', 'edge-proxy', 'reports',
-            'scheduler', 'webhooks', 'catalog', 'payments', 'ingest', 'feature-flags', 'mobile-bff', 'audit', 'shipping'
+            'checkout', 'billing', 'ledger', 'inventory', 'notifications', 'identity', 'search-api', 'edge-proxy',
+            'reports', 'scheduler', 'webhooks', 'catalog', 'payments', 'ingest', 'feature-flags', 'mobile-bff',
+            'audit', 'shipping'
         ] AS services,
         ARRAY[
-            'internal/api/handler.go', 'src/services/orders.ts', 'app/models/invoice.py', 'pkg/queue/consumer.go',
-            'src/components/DataTable.tsx', 'lib/auth/session.ts', 'internal/store/postgres.go', 'tests/test_pricing.py',
-            'terraform/modules/rds/main.tf', 'charts/api/values.yaml', 'cmd/server/main.go', 'src/hooks/useFilters.ts',
-            'app/tasks/nightly_export.py', 'src/lib/money.rs', 'internal/retry/backoff.go', 'migrations/0042_add_index.sql',
-            '.github/workflows/ci.yml', 'src/main/java/com/acme/billing/TaxService.java', 'docs/runbooks/failover.md',
-            'app/serializers.py', 'internal/cache/lru.go', 'src/routes/webhooks.ts', 'scripts/backfill.py', 'Makefile'
+            'internal/api/handler.go',
+            'src/services/orders.ts',
+            'app/models/invoice.py',
+            'pkg/queue/consumer.go',
+            'src/components/DataTable.tsx',
+            'lib/auth/session.ts',
+            'internal/store/postgres.go',
+            'tests/test_pricing.py',
+            'terraform/modules/rds/main.tf',
+            'charts/api/values.yaml',
+            'cmd/server/main.go',
+            'src/hooks/useFilters.ts',
+            'app/tasks/nightly_export.py',
+            'src/lib/money.rs',
+            'internal/retry/backoff.go',
+            'migrations/0042_add_index.sql',
+            '.github/workflows/ci.yml',
+            'src/main/java/com/acme/billing/TaxService.java',
+            'docs/runbooks/failover.md',
+            'app/serializers.py',
+            'internal/cache/lru.go',
+            'src/routes/webhooks.ts',
+            'scripts/backfill.py',
+            'Makefile'
         ] AS files,
         ARRAY[
             'ParseAmount', 'retry_with_backoff', 'useDebouncedValue', 'RefreshToken', 'compute_totals', 'flushBatch',
             'validateSchema', 'NewConsumer', 'apply_discount', 'handleTimeout', 'mergeConfig', 'list_invoices',
-            'AcquireLock', 'renderRow', 'normalize_address', 'CancelOrder', 'decodeCursor', 'rotate_keys', 'TODO', 'deprecated'
+            'AcquireLock', 'renderRow', 'normalize_address', 'CancelOrder', 'decodeCursor', 'rotate_keys', 'TODO',
+            'deprecated'
         ] AS names,
         ARRAY[
             'MCP error -32603: upstream request failed: 502 Bad Gateway',
@@ -39,67 +59,138 @@ tool (client, name, input) AS (
     ('Claude Code', 'Read', '{"file_path": "/home/coder/%1$s/%2$s"}'),
     ('Claude Code', 'Read', '{"file_path": "/home/coder/%1$s/%2$s", "offset": %4$s, "limit": 120}'),
     ('Claude Code', 'Read', '{"file_path": "/home/coder/%1$s/README.md"}'),
-    ('Claude Code', 'Edit', '{"file_path": "/home/coder/%1$s/%2$s", "old_string": "    timeout = 30", "new_string": '
-        || '"    timeout = config.%3$s.timeout", "replace_all": false}'),
-    ('Claude Code', 'Edit', '{"file_path": "/home/coder/%1$s/%2$s", "old_string": "if err != nil {\n\t\treturn err\n\t}", '
-        || '"new_string": "if err != nil {\n\t\treturn fmt.Errorf(\"%3$s: %%w\", err)\n\t}", "replace_all": false}'),
-    ('Claude Code', 'Bash', '{"command": "git diff --stat HEAD~1 && git status --short", "description": "Show the changes"}'),
-    ('Claude Code', 'Bash', '{"command": "cd /home/coder/%1$s && make test 2>&1 | tail -n 60", "description": "Run the tests",'
-        || ' "timeout": 300000}'),
-    ('Claude Code', 'Bash', '{"command": "kubectl -n %1$s get pods -o wide", "description": "List the pods of the namespace"}'),
+    (
+        'Claude Code', 'Edit',
+        '{"file_path": "/home/coder/%1$s/app/clients.py", "old_string": "    timeout = 30", "new_string": '
+        || '"    timeout = config.%3$s.timeout", "replace_all": false}'
+    ),
+    (
+        'Claude Code', 'Edit',
+        '{"file_path": "/home/coder/%1$s/internal/api/handler.go", "old_string": "if err != nil '
+        || '{\n\t\treturn err\n\t}", "new_string": "if err != nil {\n\t\treturn fmt.Errorf(\"%3$s: %%w\", '
+        || 'err)\n\t}", "replace_all": false}'
+    ),
+    (
+        'Claude Code', 'Bash',
+        '{"command": "git diff --stat HEAD~1 && git status --short", "description": "Show the changes"}'
+    ),
+    (
+        'Claude Code', 'Bash',
+        '{"command": "cd /home/coder/%1$s && make test 2>&1 | tail -n 60", "description": "Run the tests", '
+        || '"timeout": 300000}'
+    ),
+    (
+        'Claude Code', 'Bash',
+        '{"command": "kubectl -n %1$s get pods -o wide", "description": "List the pods of the namespace"}'
+    ),
     ('Claude Code', 'Bash', '{"command": "go test ./... -run %3$s -count=1", "description": "Run one test"}'),
-    ('Claude Code', 'Grep', '{"pattern": "%3$s\\(", "path": "/home/coder/%1$s", "output_mode": "content", "-n": true}'),
+    (
+        'Claude Code', 'Grep',
+        '{"pattern": "%3$s\\(", "path": "/home/coder/%1$s", "output_mode": "content", "-n": true}'
+    ),
     ('Claude Code', 'Grep', '{"pattern": "%3$s", "glob": "**/*.{ts,tsx}", "output_mode": "files_with_matches"}'),
     ('Claude Code', 'Glob', '{"pattern": "**/*_test.go", "path": "/home/coder/%1$s"}'),
-    ('Claude Code', 'Write', '{"file_path": "/home/coder/%1$s/docs/notes-%4$s.md", "content": "# %3$s\n\nWhy it retries, and '
-        || 'what a caller may rely on.\n\n- idempotent by request id\n- gives up after 5 attempts\n"}'),
-    ('Claude Code', 'TodoWrite', '{"todos": [{"content": "Reproduce the failure in %3$s", "status": "completed", "activeForm": '
-        || '"Reproducing the failure"}, {"content": "Fix it", "status": "in_progress", "activeForm": "Fixing it"}]}'),
-    ('Claude Code', 'Task', '{"description": "Find callers of %3$s", "prompt": "Find every caller of %3$s in %1$s and report '
-        || 'file, line, and whether the error is handled.", "subagent_type": "Explore"}'),
-    ('Claude Code', 'WebFetch', '{"url": "https://www.postgresql.org/docs/current/sql-createindex.html", "prompt": "What locks '
-        || 'does CREATE INDEX CONCURRENTLY take?"}'),
+    (
+        'Claude Code', 'Write',
+        '{"file_path": "/home/coder/%1$s/docs/notes-%4$s.md", "content": "# %3$s\n\nWhy it retries, and '
+        || 'what a caller may rely on.\n\n- idempotent by request id\n- gives up after 5 attempts\n"}'
+    ),
+    (
+        'Claude Code', 'TodoWrite',
+        '{"todos": [{"content": "Reproduce the failure in %3$s", "status": "completed", "activeForm": '
+        || '"Reproducing the failure"}, {"content": "Fix it", "status": "in_progress", "activeForm": "Fixing '
+        || 'it"}]}'
+    ),
+    (
+        'Claude Code', 'Task',
+        '{"description": "Find callers of %3$s", "prompt": "Find every caller of %3$s in %1$s and report '
+        || 'file, line, and whether the error is handled.", "subagent_type": "Explore"}'
+    ),
+    (
+        'Claude Code', 'WebFetch',
+        '{"url": "https://www.postgresql.org/docs/current/sql-createindex.html", "prompt": "What locks '
+        || 'does CREATE INDEX CONCURRENTLY take?"}'
+    ),
     ('Codex', 'shell', '{"command": ["bash", "-lc", "sed -n ''%4$s,+80p'' %2$s"], "workdir": "/workspace/%1$s"}'),
-    ('Codex', 'shell', '{"command": ["bash", "-lc", "rg -n \"%3$s\" --glob ''!vendor''"], "workdir": "/workspace/%1$s"}'),
-    ('Codex', 'shell', '{"command": ["bash", "-lc", "pytest -q -k %3$s"], "workdir": "/workspace/%1$s", "timeout_ms": 120000}'),
-    ('Codex', 'shell', '{"command": ["bash", "-lc", "git log --oneline -n 20 -- %2$s"], "workdir": "/workspace/%1$s"}'),
+    (
+        'Codex', 'shell',
+        '{"command": ["bash", "-lc", "rg -n \"%3$s\" --glob ''!vendor''"], "workdir": "/workspace/%1$s"}'
+    ),
+    (
+        'Codex', 'shell',
+        '{"command": ["bash", "-lc", "pytest -q -k %3$s"], "workdir": "/workspace/%1$s", "timeout_ms": 120000}'
+    ),
+    (
+        'Codex', 'shell',
+        '{"command": ["bash", "-lc", "git log --oneline -n 20 -- %2$s"], "workdir": "/workspace/%1$s"}'
+    ),
     ('Codex', 'shell', '{"command": ["bash", "-lc", "ls -la && cat package.json"], "workdir": "/workspace/%1$s"}'),
-    ('Codex', 'apply_patch', E'*** Begin Patch\n*** Update File: %2$s\n@@ %3$s\n-    return None\n+    raise LookupError(key)\n'
-        || E'*** End Patch\n'),
-    ('Codex', 'update_plan', '{"explanation": "", "plan": [{"step": "Read %2$s", "status": "completed"}, {"step": "Change '
-        || '%3$s", "status": "in_progress"}, {"step": "Run the tests", "status": "pending"}]}'),
-    ('Cursor', 'read_file', '{"target_file": "%2$s", "should_read_entire_file": false, "start_line_one_indexed": %4$s}'),
+    (
+        'Codex', 'apply_patch',
+        E'*** Begin Patch\n*** Update File: app/models/invoice.py\n@@ %3$s\n-    return None\n+    raise '
+        || E'LookupError(key)\n*** End Patch\n'
+    ),
+    (
+        'Codex', 'update_plan',
+        '{"explanation": "", "plan": [{"step": "Read %2$s", "status": "completed"}, {"step": "Change '
+        || '%3$s", "status": "in_progress"}, {"step": "Run the tests", "status": "pending"}]}'
+    ),
+    (
+        'Cursor', 'read_file',
+        '{"target_file": "%2$s", "should_read_entire_file": false, "start_line_one_indexed": %4$s}'
+    ),
     ('Cursor', 'codebase_search', '{"query": "Where is %3$s called in %1$s?", "target_directories": []}'),
-    ('Cursor', 'edit_file', '{"target_file": "%2$s", "instructions": "Return early when the list is empty.", "code_edit": "// '
-        || '... existing code ...\n  if (rows.length === 0) return null;\n// ... existing code ..."}'),
+    (
+        'Cursor', 'edit_file',
+        '{"target_file": "src/components/DataTable.tsx", "instructions": "Return early when the list is '
+        || 'empty.", "code_edit": "// ... existing code ...\n  if (rows.length === 0) return null;\n// ... '
+        || 'existing code ..."}'
+    ),
     ('Cursor', 'run_terminal_cmd', '{"command": "npm test -- --runInBand %3$s", "is_background": false}'),
     ('Cursor', 'grep', '{"pattern": "%3$s", "path": "src", "output_mode": "content"}'),
     ('Cursor', 'list_dir', '{"relative_workspace_path": "src"}'),
-    ('GitHub Copilot (VS Code)', 'read_file', '{"filePath": "/Users/dev/src/%1$s/%2$s", "startLine": 1, "endLine": %4$s}'),
+    (
+        'GitHub Copilot (VS Code)', 'read_file',
+        '{"filePath": "/Users/dev/src/%1$s/%2$s", "startLine": 1, "endLine": %4$s}'
+    ),
     ('GitHub Copilot (VS Code)', 'grep_search', '{"query": "%3$s", "isRegexp": false, "includePattern": "**/*.ts"}'),
     ('GitHub Copilot (VS Code)', 'semantic_search', '{"query": "%3$s error handling in the %1$s service"}'),
-    ('GitHub Copilot (VS Code)', 'replace_string_in_file', '{"filePath": "/Users/dev/src/%1$s/%2$s", "oldString": "const limit '
-        || '= 100;", "newString": "const limit = options.limit ?? 100;"}'),
-    ('GitHub Copilot (VS Code)', 'run_in_terminal', '{"command": "npm run lint -- %2$s", "explanation": "Lint the changed '
-        || 'file", "isBackground": false}'),
+    (
+        'GitHub Copilot (VS Code)', 'replace_string_in_file',
+        '{"filePath": "/Users/dev/src/%1$s/src/routes/webhooks.ts", "oldString": "const limit = 100;", '
+        || '"newString": "const limit = options.limit ?? 100;"}'
+    ),
+    (
+        'GitHub Copilot (VS Code)', 'run_in_terminal',
+        '{"command": "npm run lint -- %2$s", "explanation": "Lint the changed file", "isBackground": false}'
+    ),
     ('GitHub Copilot (VS Code)', 'get_errors', '{"filePaths": ["/Users/dev/src/%1$s/%2$s"]}'),
     ('Zed', 'read_file', '{"path": "%1$s/%2$s", "start_line": 1, "end_line": %4$s}'),
     ('Zed', 'grep', '{"regex": "fn %3$s", "include_pattern": "**/*.rs"}'),
-    ('Zed', 'edit_file', '{"display_description": "Handle the empty case in %3$s", "path": "%1$s/%2$s", "mode": "edit"}'),
+    (
+        'Zed', 'edit_file',
+        '{"display_description": "Handle the empty case in %3$s", "path": "%1$s/%2$s", "mode": "edit"}'
+    ),
     ('Zed', 'terminal', '{"command": "cargo test -p %1$s", "cd": "%1$s"}'),
     ('Zed', 'find_path', '{"glob": "**/*%3$s*"}'),
     ('Zed', 'diagnostics', '{"path": "%1$s/%2$s"}'),
     ('Mux', 'file_read', '{"filePath": "%2$s", "offset": %4$s, "limit": 200}'),
     ('Mux', 'bash', '{"script": "rg -n %3$s | head -40", "timeout_secs": 30, "display_name": "search"}'),
     ('Mux', 'bash', '{"script": "make lint test", "timeout_secs": 600, "display_name": "checks"}'),
-    ('Mux', 'file_edit_replace_string', '{"file_path": "%2$s", "old_string": "maxRetries: 3", "new_string": "maxRetries: '
-        || 'cfg.maxRetries"}'),
+    (
+        'Mux', 'file_edit_replace_string',
+        '{"file_path": "src/services/orders.ts", "old_string": "maxRetries: 3", "new_string": "maxRetries: '
+        || 'cfg.maxRetries"}'
+    ),
     ('Mux', 'todo_write', '{"todos": [{"content": "Trace %3$s through %1$s", "status": "in_progress"}]}'),
     ('Roo Code', 'read_file', '{"args": {"file": [{"path": "%2$s"}]}}'),
     ('Roo Code', 'search_files', '{"path": ".", "regex": "%3$s", "file_pattern": "*.py"}'),
     ('Roo Code', 'execute_command', '{"command": "docker compose run --rm %1$s pytest -x", "cwd": null}'),
-    ('Roo Code', 'apply_diff', '{"path": "%2$s", "diff": "<<<<<<< SEARCH\n:start_line:%4$s\n-------\n    return total\n=======\n'
-        || '    return round(total, 2)\n>>>>>>> REPLACE"}'),
+    (
+        'Roo Code', 'apply_diff',
+        '{"path": "app/models/invoice.py", "diff": "<<<<<<< SEARCH\n:start_line:%4$s\n-------\n    return '
+        || 'total\n=======\n    return round(total, 2)\n>>>>>>> REPLACE"}'
+    ),
     ('Roo Code', 'attempt_completion', '{"result": "Changed %3$s in %2$s; the tests pass."}')
 ),
 
@@ -116,17 +207,28 @@ numbered_tool AS (
 injected_tool (number, server_url, name, input) AS (
     VALUES
     (0, 'https://api.githubcopilot.com/mcp/', 'bmcp_github_search_code', '{"query": "org:acme %3$s language:go"}'),
-    (1, 'https://api.githubcopilot.com/mcp/', 'bmcp_github_get_pull_request_diff',
-        '{"owner": "acme", "repo": "%1$s", "pullNumber": %4$s}'),
-    (2, 'https://api.githubcopilot.com/mcp/', 'bmcp_github_list_issues',
-        '{"owner": "acme", "repo": "%1$s", "state": "OPEN", "perPage": 20}'),
+    (
+        1, 'https://api.githubcopilot.com/mcp/', 'bmcp_github_get_pull_request_diff',
+        '{"owner": "acme", "repo": "%1$s", "pullNumber": %4$s}'
+    ),
+    (
+        2, 'https://api.githubcopilot.com/mcp/', 'bmcp_github_list_issues',
+        '{"owner": "acme", "repo": "%1$s", "state": "OPEN", "perPage": 20}'
+    ),
     (3, 'https://mcp.linear.app/mcp', 'bmcp_linear_get_issue', '{"id": "PLAT-%4$s"}'),
     (4, 'https://mcp.linear.app/mcp', 'bmcp_linear_list_comments', '{"issueId": "PLAT-%4$s"}'),
-    (5, 'https://mcp.sentry.dev/mcp', 'bmcp_sentry_search_issues',
-        '{"organizationSlug": "acme", "naturalLanguageQuery": "unresolved errors in %1$s since yesterday"}'),
-    (6, 'https://coder.acme.example/api/experimental/mcp/http', 'bmcp_coder_coder_list_workspaces', '{"owner": "me"}'),
-    (7, 'https://coder.acme.example/api/experimental/mcp/http', 'bmcp_coder_coder_workspace_bash',
-        '{"workspace": "%1$s-dev", "command": "systemctl status %1$s --no-pager", "timeout_ms": 20000}')
+    (
+        5, 'https://mcp.sentry.dev/mcp', 'bmcp_sentry_search_issues',
+        '{"organizationSlug": "acme", "naturalLanguageQuery": "unresolved errors in %1$s since yesterday"}'
+    ),
+    (
+        6, 'https://coder.acme.example/api/experimental/mcp/http', 'bmcp_coder_coder_list_workspaces',
+        '{"owner": "me"}'
+    ),
+    (
+        7, 'https://coder.acme.example/api/experimental/mcp/http', 'bmcp_coder_coder_workspace_bash',
+        '{"workspace": "%1$s-dev", "command": "systemctl status %1$s --no-pager", "timeout_ms": 20000}'
+    )
 ),
 
 parent AS (
@@ -155,8 +257,9 @@ parent AS (
             AND ended_at IS NOT NULL
             AND metadata ->> 'status' = 'completed'
             AND client <> 'Unknown'
-        -- keeps the look-up by id, whatever size the planner takes the table for
-        OFFSET 0
+        -- keeps this a look-up by id, whatever size the planner takes the table for
+        ORDER BY id ASC
+        LIMIT 1
     ) AS stored
 ),
 
@@ -173,8 +276,9 @@ call AS (
         sha256((parent.id || ' ' || least(number, parent.answers))::bytea) AS answer_bytes,
         sha256((parent.id || ' call ' || number)::bytea) AS call_bytes,
         md5(parent.id || ' tool usage ' || number) AS hex,
-        parent.started_at + parent.duration * (least(number, parent.answers)::double precision / parent.answers)
-        - interval '1 microsecond' * (3000 + (parent.dice & 131071)) * (least(number, parent.answers)::double precision / parent.answers)
+        parent.started_at
+        + (parent.duration - interval '1 microsecond' * (3000 + (parent.dice & 131071)))
+        * (least(number, parent.answers)::double precision / parent.answers)
         - interval '41 microseconds' * (parent.answers + parent.calls - number) AS created_at
     FROM parent
     CROSS JOIN LATERAL generate_series(1, parent.answers - 1 + parent.calls) AS number
@@ -193,7 +297,10 @@ INSERT INTO aibridge_tool_usages (
     created_at
 )
 SELECT
-    overlay(overlay(call.hex PLACING '4' FROM 13) PLACING substr('89ab', 1 + (call.dice & 3)::integer, 1) FROM 17)::uuid,
+    (
+        substr(call.hex, 1, 12) || '4' || substr(call.hex, 14, 3)
+        || substr('89ab', 1 + (call.dice & 3)::integer, 1) || substr(call.hex, 18)
+    )::uuid,
     call.interception_id,
     CASE
         WHEN call.provider = 'anthropic'

@@ -13,17 +13,18 @@ WITH words AS (
     -- 2,256 users.
     SELECT
         ARRAY[
-            'Amara', 'Anika', 'Arjun', 'Astrid', 'Ben', 'Bianca', 'Carlos', 'Chiara', 'Daniel', 'Deepa', 'Diego', 'Elena',
-            'Emeka', 'Emma', 'Farah', 'Felix', 'Gabriela', 'Grace', 'Hannah', 'Hiro', 'Ines', 'Ivan', 'Jonas', 'Julia',
-            'Kenji', 'Kofi', 'Lars', 'Leila', 'Lucia', 'Malik', 'Maria', 'Mateo', 'Mei', 'Nadia', 'Nikhil', 'Noah',
-            'Olga', 'Omar', 'Pavel', 'Priya', 'Rachel', 'Rahul', 'Sofia', 'Tariq', 'Tomas', 'Wei', 'Yuki'
+            'Amara', 'Anika', 'Arjun', 'Astrid', 'Ben', 'Bianca', 'Carlos', 'Chiara', 'Daniel', 'Deepa', 'Diego',
+            'Elena', 'Emeka', 'Emma', 'Farah', 'Felix', 'Gabriela', 'Grace', 'Hannah', 'Hiro', 'Ines', 'Ivan',
+            'Jonas', 'Julia', 'Kenji', 'Kofi', 'Lars', 'Leila', 'Lucia', 'Malik', 'Maria', 'Mateo', 'Mei', 'Nadia',
+            'Nikhil', 'Noah', 'Olga', 'Omar', 'Pavel', 'Priya', 'Rachel', 'Rahul', 'Sofia', 'Tariq', 'Tomas', 'Wei',
+            'Yuki'
         ] AS firsts,
         ARRAY[
-            'Abbott', 'Adeyemi', 'Ahmed', 'Almeida', 'Andersson', 'Bauer', 'Bianchi', 'Brandt', 'Castillo', 'Chen', 'Cohen',
-            'Costa', 'Desai', 'Dubois', 'Eriksen', 'Fischer', 'Fonseca', 'Garcia', 'Gupta', 'Haddad', 'Hoffmann', 'Ibrahim',
-            'Ivanova', 'Iyer', 'Jansen', 'Kapoor', 'Kim', 'Kowalski', 'Larsen', 'Lindqvist', 'Mensah', 'Meyer', 'Moreau',
-            'Nair', 'Nakamura', 'Novak', 'Okafor', 'Olsen', 'Park', 'Petrov', 'Quinn', 'Ramirez', 'Rossi', 'Sato', 'Schmidt',
-            'Silva', 'Tanaka', 'Weber'
+            'Abbott', 'Adeyemi', 'Ahmed', 'Almeida', 'Andersson', 'Bauer', 'Bianchi', 'Brandt', 'Castillo', 'Chen',
+            'Cohen', 'Costa', 'Desai', 'Dubois', 'Eriksen', 'Fischer', 'Fonseca', 'Garcia', 'Gupta', 'Haddad',
+            'Hoffmann', 'Ibrahim', 'Ivanova', 'Iyer', 'Jansen', 'Kapoor', 'Kim', 'Kowalski', 'Larsen', 'Lindqvist',
+            'Mensah', 'Meyer', 'Moreau', 'Nair', 'Nakamura', 'Novak', 'Okafor', 'Olsen', 'Park', 'Petrov', 'Quinn',
+            'Ramirez', 'Rossi', 'Sato', 'Schmidt', 'Silva', 'Tanaka', 'Weber'
         ] AS lasts
 ),
 

@@ -1,0 +1,388 @@
+"""The command line: serve, migrate, users, tokens, demo, import."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import IO, Any, TypeVar
+from uuid import UUID, uuid4
+
+import click
+import psycopg
+
+from service import db, errors, jsontext, logs, migrations, server, statements
+from service import settings as configuration
+from service.app import build_app
+from service.embedded import Embedded, EmbeddedError
+from service.identifiers import parse_uuid
+from service.importing import Report, import_stream
+from service.settings import Settings
+from service.store import demo as demo_data
+from service.store import interceptions as interception_store
+from service.store import tokens as token_store
+from service.store import users as user_store
+
+try:
+    from uvloop import new_event_loop
+except ImportError:
+    from asyncio import new_event_loop
+
+T = TypeVar("T")
+
+ROLES = ("owner", "auditor", "recorder", "member")
+_READ_SIZE = 256 * 1024
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="bridgelog")
+def main() -> None:
+    """Who asked which AI model for what, with which tools, at what token cost.
+
+    Settings are environment variables (docs/settings.md). Without BRIDGELOG_DATABASE_URL every command uses the embedded
+    PostgreSQL in BRIDGELOG_DATA_DIR, starting it where it is not running.
+    """
+
+
+@main.command()
+@click.option("--migrate", is_flag=True, help="Apply pending migrations to the database of BRIDGELOG_DATABASE_URL first.")
+def serve(migrate: bool) -> None:
+    """Serve the HTTP API until SIGTERM or Ctrl-C."""
+    settings = _settings()
+    with _database_url(settings) as url, _told():
+        if settings.schema == "own" and settings.database_url:
+            if migrate or settings.migrate:
+                migrations.apply(url)
+            elif missing := migrations.pending(url):
+                message = f"the database lacks {len(missing)} migrations, {missing[0]} first: run bridgelog migrate"
+                raise click.ClickException(message)
+        token = None if settings.database_url else _run(_with(settings, url, _first_owner))
+
+        def ready(port: int) -> None:
+            _welcome(f"http://{settings.host}:{port}", settings=settings, token=token)
+
+        try:
+            _run(
+                server.serve(
+                    build_app(settings, database_url=url),
+                    host=settings.host,
+                    port=settings.port,
+                    drain_seconds=settings.drain_seconds,
+                    shutdown_timeout=settings.shutdown_timeout,
+                    ready=ready,
+                )
+            )
+        except OSError as problem:
+            message = f"cannot listen on {settings.host}:{settings.port}: {problem.strerror}. Set BRIDGELOG_PORT."
+            raise click.ClickException(message) from problem
+
+
+@main.command()
+@click.option("--check", is_flag=True, help="Change nothing; exit 1 if any migration is pending.")
+def migrate(check: bool) -> None:
+    """Bring the database to the schema of this version."""
+    settings = _settings()
+    with _embedded_or_given(settings) as url, _told():
+        if not check:
+            for name in migrations.apply(url):
+                click.echo(f"applied {name}")
+            click.echo("the schema is current")
+            return
+        missing = migrations.pending(url)
+    for name in missing:
+        click.echo(f"pending {name}")
+    if missing:
+        sys.exit(1)
+    click.echo("the schema is current")
+
+
+@main.group()
+def users() -> None:
+    """Who may sign in."""
+
+
+@users.command("add")
+@click.argument("username")
+@click.option(
+    "--role", "roles", type=click.Choice(ROLES), multiple=True, required=True, help="May be given several times."
+)
+@click.option("--id", "user_id", metavar="UUID", help="The user's id; a new one by default.")
+@click.option("--name", default="", help="The person's name.")
+def add_user(username: str, roles: tuple[str, ...], user_id: str | None, name: str) -> None:
+    """Add a user, and print their id."""
+    if not username.strip():
+        raise click.BadParameter("must not be empty", param_hint="USERNAME")
+    for what, text in (("USERNAME", username), ("--name", name)):
+        if problem := jsontext.text_problem(text):
+            raise click.BadParameter(problem, param_hint=what)
+    new_id = _user_id(user_id)
+
+    async def add(connection: db.Connection) -> None:
+        await user_store.add(
+            connection,
+            user_id=new_id,
+            username=username,
+            name=name,
+            roles=sorted(set(roles) - {"member"}),
+            created_at=datetime.now(UTC),
+        )
+
+    _in_transaction(add)
+    click.echo(new_id)
+
+
+@users.command("list")
+def list_users() -> None:
+    """Everyone, with id, status and roles."""
+
+    async def read(connection: db.Connection) -> list[user_store.User]:
+        return await user_store.list_all(connection)
+
+    for user in _in_transaction(read):
+        roles = ",".join(user.roles) or "member"
+        click.echo("\t".join([str(user.id), user.username, user.status, roles, user.name]))
+
+
+@users.command("suspend")
+@click.argument("username")
+def suspend_user(username: str) -> None:
+    """Let a user's tokens no longer sign in."""
+    _set_status(username, "suspended")
+
+
+@users.command("activate")
+@click.argument("username")
+def activate_user(username: str) -> None:
+    """Let a suspended user in again."""
+    _set_status(username, "active")
+
+
+@main.group()
+def tokens() -> None:
+    """What users sign in with."""
+
+
+@tokens.command("create")
+@click.argument("username")
+@click.option("--days", type=click.IntRange(1, 36500), help="How long it is valid; by default it does not expire.")
+def create_token(username: str, days: int | None) -> None:
+    """Print a new token of a user: the only time that it is shown."""
+
+    async def create(connection: db.Connection) -> str:
+        user_id = await user_store.find_id(connection, username=username)
+        if user_id is None:
+            raise click.ClickException(f"there is no user {username}: see bridgelog users list")
+        now = datetime.now(UTC)
+        expires_at = now + timedelta(days=days) if days else token_store.NEVER
+        return await token_store.create(connection, user_id=user_id, created_at=now, expires_at=expires_at)
+
+    click.echo(_in_transaction(create))
+
+
+@tokens.command("revoke")
+@click.argument("token_id", metavar="ID")
+def revoke_token(token_id: str) -> None:
+    """Revoke a token by its id, the part before the dash."""
+
+    async def revoke(connection: db.Connection) -> bool:
+        return await token_store.revoke(connection, token_id=token_id.partition("-")[0])
+
+    if not _in_transaction(revoke):
+        raise click.ClickException("there is no token of that id")
+
+
+@main.command()
+@click.option("--interceptions", type=click.IntRange(min=1), required=True, help="How many there shall be.")
+@click.option("--seed", type=click.IntRange(0, demo_data.SEEDS.stop - 1), default=1, show_default=True)
+@click.option("--if-empty", is_flag=True, help="Do nothing where anything is recorded already.")
+@click.option("--beside-others", is_flag=True, help="Also fill a database that holds other people's records.")
+def demo(interceptions: int, seed: int, if_empty: bool, beside_others: bool) -> None:
+    """Fill the database with invented interceptions, the same for the same seed."""
+
+    async def fill(database: db.Database) -> None:
+        if if_empty:
+            async with database.connection() as connection:
+                if await interception_store.any_exists(connection):
+                    return
+        newest = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+        with click.progressbar(length=interceptions, label="inventing interceptions", file=sys.stderr) as bar:
+            await demo_data.fill(
+                database,
+                interceptions=interceptions,
+                seed=seed,
+                newest=newest,
+                progress=lambda done: bar.update(done - bar.pos),
+                beside_others=beside_others,
+            )
+
+    settings = _settings()
+    with _database_url(settings) as url, _told():
+        try:
+            _run(_with(settings, url, fill))
+        except demo_data.ForeignRecords:
+            message = "the database holds other people's records: --beside-others fills it all the same"
+            raise click.ClickException(message) from None
+
+
+@main.command("import")
+@click.argument("file", type=click.File("rb"))
+def import_file(file: IO[bytes]) -> None:
+    """Import finished interceptions from FILE (- is standard input): NDJSON, or a JSON array.
+
+    Exits 1 if any record was rejected; standard error tells which, and why.
+    """
+    settings = _settings()
+    with _database_url(settings) as url, _told():
+        report = _run(_with(settings, url, lambda database: _import(database, file)))
+    for rejected in report.rejected:
+        wrong = "; ".join(f"{validation.field} {validation.detail}" for validation in rejected.validations)
+        click.echo(f"line {rejected.line}: {rejected.message} {wrong}".rstrip(), err=True)
+    if untold := report.rejected_total - len(report.rejected):
+        click.echo(f"… and {untold} more", err=True)
+    click.echo(f"imported {report.imported}, unchanged {report.unchanged}, rejected {report.rejected_total}")
+    if report.rejected_total:
+        sys.exit(1)
+
+
+async def _import(database: db.Database, file: IO[bytes]) -> Report:
+    size = Path(file.name).stat().st_size if file.name != "<stdin>" and Path(file.name).is_file() else 0
+    with click.progressbar(length=size, label="importing", file=sys.stderr) as bar:
+
+        async def chunks() -> AsyncIterator[bytes]:
+            while chunk := await asyncio.to_thread(file.read, _READ_SIZE):
+                yield chunk
+                if size:
+                    bar.update(len(chunk))
+
+        return await import_stream(database, chunks())
+
+
+def _settings() -> Settings:
+    try:
+        settings = configuration.read()
+    except configuration.InvalidSettings as problem:
+        raise click.ClickException(str(problem)) from problem
+    logs.configure(settings)
+    return settings
+
+
+@contextlib.contextmanager
+def _embedded_or_given(settings: Settings) -> Iterator[str]:
+    """Where the database is, for as long as the block lasts."""
+    if settings.database_url:
+        yield settings.database_url
+        return
+    try:
+        embedded = Embedded(settings.data_dir)
+        embedded.start()
+    except EmbeddedError as problem:
+        raise click.ClickException(str(problem)) from problem
+    try:
+        yield embedded.url
+    finally:
+        embedded.close()
+
+
+@contextlib.contextmanager
+def _database_url(settings: Settings) -> Iterator[str]:
+    """As `_embedded_or_given`; the embedded database has its schema current."""
+    with _embedded_or_given(settings) as url:
+        if not settings.database_url:
+            with _told():
+                migrations.apply(url)
+        yield url
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """What a person at a terminal is told, instead of a traceback."""
+    try:
+        yield
+    except errors.Refusal as refusal:
+        raise click.ClickException(f"{refusal.message} {refusal.detail}".strip()) from refusal
+    except psycopg.OperationalError as problem:
+        message = f"cannot reach the database of BRIDGELOG_DATABASE_URL: {str(problem).strip()}"
+        raise click.ClickException(message) from problem
+    except statements.StatementError as problem:
+        raise click.ClickException(str(problem)) from problem
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        return runner.run(work)
+
+
+async def _with(settings: Settings, url: str, work: Callable[[db.Database], Awaitable[T]]) -> T:
+    database = await db.connect(settings, url, statements.load())
+    try:
+        return await work(database)
+    finally:
+        await database.close()
+
+
+def _in_transaction(work: Callable[[db.Connection], Awaitable[T]]) -> T:
+    settings = _settings()
+
+    async def whole(database: db.Database) -> T:
+        async with database.transaction() as connection:
+            return await work(connection)
+
+    with _database_url(settings) as url, _told():
+        return _run(_with(settings, url, whole))
+
+
+async def _first_owner(database: db.Database) -> str | None:
+    """A token of the new owner `admin`, where there is no owner yet."""
+    now = datetime.now(UTC)
+    try:
+        async with database.transaction() as connection:
+            if await user_store.any_owner(connection):
+                return None
+            admin = uuid4()
+            await user_store.add(
+                connection, user_id=admin, username="admin", name="Administrator", roles=["owner"], created_at=now
+            )
+            return await token_store.create(connection, user_id=admin, created_at=now)
+    except errors.UsernameTaken:
+        return None
+
+
+def _welcome(address: str, *, settings: Settings, token: str | None) -> None:
+    """What a person needs next: shown on a terminal, and wherever a token was made."""
+    click.echo(f"\nbridgelog serves {address}   (its documentation: {address}/docs)")
+    if token:
+        click.echo(f"The owner is admin; their token, which is shown this once:\n\n    {token}\n")
+    elif settings.database_url is None:
+        click.echo("A token for its calls: bridgelog tokens create admin\n")
+    if settings.database_url is None:
+        click.echo(
+            f"Try:\n\n    curl '{address}/api/v2/aibridge/interceptions?limit=1' "
+            f"-H 'Coder-Session-Token: {token or 'TOKEN'}'\n"
+        )
+    sys.stdout.flush()
+
+
+def _user_id(text: str | None) -> UUID:
+    if text is None:
+        return uuid4()
+    parsed = parse_uuid(text)
+    if parsed is None or not parsed.int:
+        raise click.BadParameter("must be a UUID such as 497f6eca-6276-4993-bfeb-53cbbbba6f08", param_hint="--id")
+    return parsed
+
+
+def _set_status(username: str, status: Any) -> None:
+    async def turn(connection: db.Connection) -> bool:
+        return await user_store.set_status(
+            connection, username=username, status=status, updated_at=datetime.now(UTC)
+        )
+
+    if not _in_transaction(turn):
+        raise click.ClickException(f"there is no user {username}: see bridgelog users list")
+
+
+if __name__ == "__main__":
+    main()
