@@ -16,13 +16,13 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 	@echo
-	@echo 'PYTHON=python3.12 make …     another Python (3.11 or newer)'
+	@echo 'make … PYTHON=python3.12     another Python (3.11 or newer)'
 	@echo 'make run DEMO=100            another number of invented interceptions; 0 is none'
 	@echo 'make test ARGS="-k search"   what pytest is given'
 
 run: .venv/.run ## start the service on http://127.0.0.1:8080, with its own PostgreSQL and invented data in .data
 	@export BRIDGELOG_DATA_DIR="$${BRIDGELOG_DATA_DIR:-$$PWD/.data}"; \
-	if [ "$(DEMO)" -gt 0 ]; then $(BIN)/bridgelog demo --interceptions "$(DEMO)" --if-empty || exit; fi; \
+	if [ "$(DEMO)" -gt 0 ] && [ -z "$$BRIDGELOG_DATABASE_URL" ]; then $(BIN)/bridgelog demo --interceptions "$(DEMO)" --if-empty || exit; fi; \
 	exec $(BIN)/bridgelog serve
 
 test: .venv/.dev ## run the tests, each worker on a PostgreSQL of its own; ARGS="-x -k search", WORKERS=0 for a debugger
@@ -56,7 +56,7 @@ deploy/secrets/postgres_password:
 
 clean: ## remove .venv and whatever tools left behind; .data stays
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist ./*.egg-info
-	find service tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp per set of packages: installed again only when what they are changes.
 .venv/.run: .venv/bin/python setup.cfg pyproject.toml
@@ -72,9 +72,9 @@ clean: ## remove .venv and whatever tools left behind; .data stays
 	@touch $@
 
 .venv/bin/python:
-	@command -v "$(PYTHON)" > /dev/null || { echo '$(PYTHON) is not there: name a Python 3.11 or newer, PYTHON=… make' >&2; exit 1; }
+	@command -v "$(PYTHON)" > /dev/null || { echo '$(PYTHON) is not there: name a Python 3.11 or newer, make PYTHON=…' >&2; exit 1; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "bridgelog needs Python 3.11 or newer; $(PYTHON) is $$("$(PYTHON)" --version 2>&1). PYTHON=python3.12 make …" >&2; exit 1; }
+		{ echo "bridgelog needs Python 3.11 or newer; $(PYTHON) is $$("$(PYTHON)" --version 2>&1). Name another: make PYTHON=python3.12 …" >&2; exit 1; }
 	@"$(PYTHON)" -c 'import ensurepip, venv' 2> /dev/null || \
 		{ echo '$(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv' >&2; exit 1; }
 	"$(PYTHON)" -m venv --clear .venv

@@ -12,7 +12,6 @@ from typing import IO, Any, TypeVar
 from uuid import UUID, uuid4
 
 import click
-import psycopg
 
 from service import db, errors, jsontext, logs, migrations, server, statements
 from service import settings as configuration
@@ -28,8 +27,8 @@ from service.store import users as user_store
 
 try:
     from uvloop import new_event_loop
-except ImportError:
-    from asyncio import new_event_loop
+except ImportError:  # there is none for this platform
+    from asyncio import new_event_loop  # type: ignore[assignment]  # of the same kind
 
 T = TypeVar("T")
 
@@ -48,8 +47,10 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--migrate", is_flag=True, help="Apply pending migrations to the database of BRIDGELOG_DATABASE_URL first.")
-def serve(migrate: bool) -> None:
+@click.option(
+    "--migrate", is_flag=True, help="Apply pending migrations to the database of BRIDGELOG_DATABASE_URL first."
+)
+def serve(*, migrate: bool) -> None:
     """Serve the HTTP API until SIGTERM or Ctrl-C."""
     settings = _settings()
     with _database_url(settings) as url, _told():
@@ -82,7 +83,7 @@ def serve(migrate: bool) -> None:
 
 @main.command()
 @click.option("--check", is_flag=True, help="Change nothing; exit 1 if any migration is pending.")
-def migrate(check: bool) -> None:
+def migrate(*, check: bool) -> None:
     """Bring the database to the schema of this version."""
     settings = _settings()
     with _embedded_or_given(settings) as url, _told():
@@ -199,7 +200,7 @@ def revoke_token(token_id: str) -> None:
 @click.option("--seed", type=click.IntRange(0, demo_data.SEEDS.stop - 1), default=1, show_default=True)
 @click.option("--if-empty", is_flag=True, help="Do nothing where anything is recorded already.")
 @click.option("--beside-others", is_flag=True, help="Also fill a database that holds other people's records.")
-def demo(interceptions: int, seed: int, if_empty: bool, beside_others: bool) -> None:
+def demo(*, interceptions: int, seed: int, if_empty: bool, beside_others: bool) -> None:
     """Fill the database with invented interceptions, the same for the same seed."""
 
     async def fill(database: db.Database) -> None:
@@ -236,7 +237,8 @@ def import_file(file: IO[bytes]) -> None:
     """
     settings = _settings()
     with _database_url(settings) as url, _told():
-        report = _run(_with(settings, url, lambda database: _import(database, file)))
+        size = Path(file.name).stat().st_size if Path(file.name).is_file() else 0
+        report = _run(_with(settings, url, lambda database: _import(database, file, size=size)))
     for rejected in report.rejected:
         wrong = "; ".join(f"{validation.field} {validation.detail}" for validation in rejected.validations)
         click.echo(f"line {rejected.line}: {rejected.message} {wrong}".rstrip(), err=True)
@@ -247,8 +249,7 @@ def import_file(file: IO[bytes]) -> None:
         sys.exit(1)
 
 
-async def _import(database: db.Database, file: IO[bytes]) -> Report:
-    size = Path(file.name).stat().st_size if file.name != "<stdin>" and Path(file.name).is_file() else 0
+async def _import(database: db.Database, file: IO[bytes], *, size: int) -> Report:
     with click.progressbar(length=size, label="importing", file=sys.stderr) as bar:
 
         async def chunks() -> AsyncIterator[bytes]:
@@ -303,10 +304,7 @@ def _told() -> Iterator[None]:
         yield
     except errors.Refusal as refusal:
         raise click.ClickException(f"{refusal.message} {refusal.detail}".strip()) from refusal
-    except psycopg.OperationalError as problem:
-        message = f"cannot reach the database of BRIDGELOG_DATABASE_URL: {str(problem).strip()}"
-        raise click.ClickException(message) from problem
-    except statements.StatementError as problem:
+    except (migrations.MigrationError, statements.StatementError) as problem:
         raise click.ClickException(str(problem)) from problem
 
 
@@ -376,9 +374,7 @@ def _user_id(text: str | None) -> UUID:
 
 def _set_status(username: str, status: Any) -> None:
     async def turn(connection: db.Connection) -> bool:
-        return await user_store.set_status(
-            connection, username=username, status=status, updated_at=datetime.now(UTC)
-        )
+        return await user_store.set_status(connection, username=username, status=status, updated_at=datetime.now(UTC))
 
     if not _in_transaction(turn):
         raise click.ClickException(f"there is no user {username}: see bridgelog users list")

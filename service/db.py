@@ -196,7 +196,9 @@ async def listen(url: str, channel: str) -> AsyncIterator[Callable[[], Awaitable
     """
     told = asyncio.Event()
     with _translated():
-        raw = await asyncpg.connect(url, timeout=_ACQUIRE_TIMEOUT, server_settings={"application_name": "bridgelog listener"})
+        raw = await asyncpg.connect(
+            url, timeout=_ACQUIRE_TIMEOUT, server_settings={"application_name": "bridgelog listener"}
+        )
     try:
 
         async def notified() -> None:
@@ -239,7 +241,7 @@ def _translated() -> Iterator[None]:
             raise
         raise refusal() from problem
     except asyncpg.UndefinedTableError as problem:
-        log.error("the database schema is behind: run bridgelog migrate", reason=str(problem))
+        log.warning("the database schema is behind: run bridgelog migrate", reason=str(problem))
         raise errors.SchemaBehind("The operator must run bridgelog migrate.", retry_after=10) from problem
     except _CONTENTION as problem:
         raise errors.Contention(retry_after=1) from problem

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, Callable, Sequence
+import bisect
+from collections.abc import AsyncIterable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from uuid import UUID
 
 from service import errors, jsontext, records_stream
 from service.db import Connection, Database
 from service.errors import Validation
 from service.schemas import records
 from service.store import recording, users
-from service.store.recording import Interception, Outcome
+from service.store.recording import Conflicting, Interception, Outcome
 
 MAX_RECORD = 16 * 1024 * 1024
 
 _MOST_TOLD = 1000
+_MOST_TOLD_OF_ONE = 100
 _BATCH_RECORDS = 500
 _BATCH_BYTES = 4 * 1024 * 1024
 _BREATHE_EVERY = 20
+# A record of this many bytes is parsed and checked in some ten milliseconds; a larger one must not keep others waiting.
+_AT_ONCE = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +38,7 @@ class Rejected:
 
 @dataclass(slots=True)
 class Report:
-    """What became of a stream's records; of those rejected, the first thousand are told."""
+    """What became of a stream's records; of those rejected, the first thousand are told, by line."""
 
     imported: int = 0
     unchanged: int = 0
@@ -43,8 +48,10 @@ class Report:
     def reject(self, line: int, message: str, validations: Sequence[Validation] = ()) -> None:
         """Count a rejected record, and tell of it while there is room."""
         self.rejected_total += 1
-        if len(self.rejected) < _MOST_TOLD:
-            self.rejected.append(Rejected(line=line, message=message, validations=tuple(validations)))
+        # A conflict is found when its batch is stored, behind lines that could not be read.
+        rejected = Rejected(line=line, message=message, validations=tuple(validations[:_MOST_TOLD_OF_ONE]))
+        bisect.insort(self.rejected, rejected, key=lambda other: other.line)
+        del self.rejected[_MOST_TOLD:]
 
     def as_json(self) -> dict[str, object]:
         """The answer of the import call."""
@@ -58,9 +65,63 @@ class Report:
                     "message": rejected.message,
                     "validations": [{"field": wrong.field, "detail": wrong.detail} for wrong in rejected.validations],
                 }
-                for rejected in sorted(self.rejected, key=lambda rejected: rejected.line)
+                for rejected in self.rejected
             ],
         }
+
+
+class _Batch:
+    """Interceptions to store in one transaction, by line: so few, and so unlike, that none bears on another.
+
+    Two that share an id or a username would be told apart from each other before it is known whether the first can be
+    stored; and what answers a tool call finds that call only once it is stored.
+    """
+
+    def __init__(self) -> None:
+        self.interceptions: dict[int, Interception] = {}
+        self._size = 0
+        self._ids: set[UUID] = set()
+        self._users: dict[UUID, str] = {}
+        self._usernames: dict[str, UUID] = {}
+        self._tool_calls: set[str] = set()
+
+    def takes(self, interception: Interception, *, size: int) -> bool:
+        """Whether there is room for it, and nothing that bears on it."""
+        if not self.interceptions:
+            return True
+        if len(self.interceptions) >= _BATCH_RECORDS or self._size + size > _BATCH_BYTES:
+            return False
+        user = interception.initiator
+        return (
+            self._ids.isdisjoint(_ids(interception))
+            and interception.correlating_tool_call_id not in self._tool_calls
+            and (
+                user is None
+                or (
+                    self._users.get(user.id, user.username) == user.username
+                    and self._usernames.get(user.username.lower(), user.id) == user.id
+                )
+            )
+        )
+
+    def add(self, line: int, interception: Interception, *, size: int) -> None:
+        """Take it, `size` bytes of text."""
+        self.interceptions[line] = interception
+        self._size += size
+        self._ids.update(_ids(interception))
+        if interception.initiator:
+            self._users[interception.initiator.id] = interception.initiator.username
+            self._usernames[interception.initiator.username.lower()] = interception.initiator.id
+        calls = (child.get("provider_tool_call_id") for child in interception.children.get("tool_usages", ()))
+        self._tool_calls.update(call for call in calls if call)
+
+
+def _ids(interception: Interception) -> Iterator[UUID]:
+    yield interception.id
+    for children in interception.children.values():
+        for child in children:
+            if "id" in child:
+                yield child["id"]
 
 
 async def import_stream(
@@ -72,29 +133,25 @@ async def import_stream(
     is safe. Raises DatabaseUnavailable where the database goes away.
     """
     report = Report()
-    batch: list[tuple[int, Interception]] = []
-    batched_bytes = 0
+    batch = _Batch()
     async for record in records_stream.split(chunks, max_record=MAX_RECORD):
         if record.line % _BREATHE_EVERY == 0:
             await asyncio.sleep(0)  # reading a long stream must not keep other requests waiting
         if record.data is None:
             report.reject(record.line, record.problem or "")
             continue
+        size = len(record.data)
         try:
-            interception = _read(record.data)
+            interception = await asyncio.to_thread(_read, record.data) if size > _AT_ONCE else _read(record.data)
         except errors.Refusal as refusal:
             report.reject(record.line, refusal.detail or refusal.message, refusal.validations)
             continue
-        # What answers a tool call may find that call in a record just before it.
-        full = len(batch) >= _BATCH_RECORDS or batched_bytes + len(record.data) > _BATCH_BYTES
-        if batch and (full or interception.correlating_tool_call_id):
-            await _store(database, batch, report=report)
+        if not batch.takes(interception, size=size):
+            await _store(database, batch.interceptions, report=report)
             progress(report)
-            batch, batched_bytes = [], 0
-        batch.append((record.line, interception))
-        batched_bytes += len(record.data)
-    if batch:
-        await _store(database, batch, report=report)
+            batch = _Batch()
+        batch.add(record.line, interception, size=size)
+    await _store(database, batch.interceptions, report=report)
     progress(report)
     return report
 
@@ -108,28 +165,36 @@ def _read(data: bytes) -> Interception:
     return interception
 
 
-async def _store(database: Database, batch: Sequence[tuple[int, Interception]], *, report: Report) -> None:
-    """Record a batch; one that holds a conflict in halves, down to the record whose conflict it is."""
-    interceptions = [interception for _, interception in batch]
+async def _store(database: Database, batch: Mapping[int, Interception], *, report: Report) -> None:
+    """Record a batch without those that conflict with what is stored."""
+    left = dict(batch)
 
     async def work(connection: Connection) -> list[Outcome]:
-        await users.create_missing(
+        interceptions = list(left.values())
+        taken = await users.create_missing(
             connection,
             initiators=[interception.initiator for interception in interceptions if interception.initiator],
             seen_at=datetime.now(UTC),
         )
-        return await recording.record(connection, interceptions=interceptions)
+        if taken:
+            raise Conflicting(
+                {
+                    position: recording.username_conflict()
+                    for position, interception in enumerate(interceptions)
+                    if interception.initiator and interception.initiator.id in taken
+                }
+            )
+        return await recording.record_batch(connection, interceptions=interceptions)
 
-    try:
-        outcomes = await database.settle(work)
-    except (errors.Conflict, errors.UsernameTaken) as refusal:
-        if len(batch) > 1:
-            middle = len(batch) // 2
-            await _store(database, batch[:middle], report=report)
-            await _store(database, batch[middle:], report=report)
+    while left:
+        try:
+            outcomes = await database.settle(work)
+        except Conflicting as conflicting:
+            lines = list(left)
+            for position, refusal in conflicting.refusals.items():
+                report.reject(lines[position], refusal.message, refusal.validations)
+                del left[lines[position]]
+        else:
+            report.unchanged += outcomes.count(Outcome.UNCHANGED)
+            report.imported += len(outcomes) - outcomes.count(Outcome.UNCHANGED)
             return
-        conflict = recording.username_conflict() if isinstance(refusal, errors.UsernameTaken) else refusal
-        report.reject(batch[0][0], conflict.message, conflict.validations)
-    else:
-        report.unchanged += outcomes.count(Outcome.UNCHANGED)
-        report.imported += len(outcomes) - outcomes.count(Outcome.UNCHANGED)

@@ -63,7 +63,7 @@ async def sign_in(request: web.Request, handler: Handler) -> web.StreamResponse:
     return await handler(request)
 
 
-async def without_banner(request: web.Request, response: web.StreamResponse) -> None:  # noqa: ARG001
+async def without_banner(request: web.Request, response: web.StreamResponse) -> None:
     """What server this is, and its version, is nobody's business."""
     response.headers.popall("Server", None)
 

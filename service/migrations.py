@@ -6,6 +6,8 @@ holder, stands before it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -16,7 +18,12 @@ from yoyo.connections import parse_uri
 
 from service.resources import directory
 
+_APPLICATION = "bridgelog migrate"
 _LOCK = 4_770_321_905_514_817
+
+
+class MigrationError(Exception):
+    """The database cannot be reached or migrated; the text says why, for the operator."""
 
 
 class _Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo is not typed
@@ -31,7 +38,7 @@ class _Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo is not t
         return cls(parse_uri("postgresql+psycopg:///")._replace(args={"conninfo": url}))
 
     def connect(self, dburi: Any) -> psycopg.Connection[Any]:
-        return psycopg.connect(dburi.args["conninfo"], application_name="bridgelog migrate", autocommit=True)
+        return psycopg.connect(dburi.args["conninfo"], application_name=_APPLICATION, autocommit=True)
 
 
 @cache
@@ -42,7 +49,7 @@ def names() -> tuple[str, ...]:
 
 def pending(url: str) -> list[str]:
     """The ids of the migrations that the database lacks; changes nothing."""
-    with psycopg.connect(url, application_name="bridgelog migrate", autocommit=True) as connection:
+    with _told(), psycopg.connect(url, application_name=_APPLICATION, autocommit=True) as connection:
         if connection.execute("SELECT to_regclass('_yoyo_migration')").fetchone() == (None,):
             return list(names())
         applied = {row[0] for row in connection.execute("SELECT migration_id FROM _yoyo_migration")}
@@ -51,7 +58,7 @@ def pending(url: str) -> list[str]:
 
 def apply(url: str) -> list[str]:
     """Apply what is pending and tell its ids. Several processes at once: one applies, the others wait and find nothing."""
-    with psycopg.connect(url, application_name="bridgelog migrate", autocommit=True) as guard:
+    with _told(), psycopg.connect(url, application_name=_APPLICATION, autocommit=True) as guard:
         guard.execute("SELECT pg_advisory_lock(%s)", [_LOCK])
         with _Backend.on(url) as backend:
             backend.init_database()
@@ -59,6 +66,15 @@ def apply(url: str) -> list[str]:
             migrations = backend.to_apply(_known())
             backend.apply_migrations(migrations)
             return [migration.id for migration in migrations]
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except psycopg.Error as problem:
+        message = f"The database cannot be migrated: {str(problem).strip()}"
+        raise MigrationError(message) from problem
 
 
 def _known() -> Any:

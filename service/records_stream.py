@@ -195,8 +195,13 @@ class _Array:
                     self.at = _At.CLOSED
                 elif position < len(chunk):
                     position = self._outside(chunk, position)
-                    if position < len(chunk) and chunk[position] in _SEPARATORS:
-                        yield from self._separator(chunk, begin, position)
+                    if position < len(chunk):
+                        if chunk[position] in _SEPARATORS:
+                            yield from self._separator(chunk, begin, position)
+                        else:
+                            self.at = _At.INSIDE
+                            self.in_string = chunk[position] == _QUOTE
+                            self.depth = 0 if self.in_string else 1
                         position += 1
         if self.at is _At.INSIDE:
             self.held.add(chunk, begin, len(chunk))
@@ -234,18 +239,13 @@ class _Array:
         return position
 
     def _outside(self, chunk: bytes, position: int) -> int:
-        """Go on to the next separator, or behind a quote or bracket that opens."""
+        """Go on to the next separator, quote, or bracket that opens."""
         if self.at is _At.CLOSED and chunk[position] not in _SEPARATORS:
             self.held.fail("must be followed by a comma or the end of the array")
             self.at = _At.INSIDE
         end = skip(_UNBRACKETED, chunk, position)
         if end > position:
             self.at = _At.INSIDE
-        if end < len(chunk) and chunk[end] not in _SEPARATORS:
-            self.at = _At.INSIDE
-            self.in_string = chunk[end] == _QUOTE
-            self.depth = 0 if self.in_string else 1
-            end += 1
         return end
 
     def _separator(self, chunk: bytes, begin: int, position: int) -> Iterator[Record]:

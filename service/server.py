@@ -87,7 +87,13 @@ class Site(web.BaseSite):
             message = "the runner must be set up first"
             raise RuntimeError(message)
         server = await loop.create_server(
-            lambda: Protocol(manager, loop=loop, access_log=None, max_line_size=_MAX_LINE, max_field_size=_MAX_LINE),
+            lambda: Protocol(
+                manager,
+                loop=loop,
+                access_log=None,  # type: ignore[arg-type]  # none: the middleware writes it
+                max_line_size=_MAX_LINE,
+                max_field_size=_MAX_LINE,
+            ),
             self._host,
             self.bound_port,
             backlog=1024,

@@ -28,7 +28,9 @@ from service.resources import directory
 Result = Literal["many", "one", "maybe", "none"]
 
 _HEADER = re.compile(r"--(?: (?P<text>.*))?")
-_PARAM = re.compile(r"param\s+(?P<name>[a-z_]+)\s+(?P<type>[a-z0-9_]+(?:\[\])?)\s+(?P<optional>optional: )?(?P<about>.+)")
+_PARAM = re.compile(
+    r"param\s+(?P<name>[a-z_]+)\s+(?P<type>[a-z0-9_]+(?:\[\])?)\s+(?P<optional>optional: )?(?P<about>.+)"
+)
 _RESULT = re.compile(r"result\s+(?P<kind>many|one|maybe|none)(?:\s+(?P<columns>.+))?")
 _COLUMN = re.compile(r"(?P<name>[a-z_]+) (?P<type>[a-z0-9_]+(?:\[\])?)")
 _INDEX = re.compile(r"index\s+(?P<names>[a-z0-9_]+(?:, [a-z0-9_]+)*)")

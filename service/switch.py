@@ -1,4 +1,4 @@
-"""The request-logging switch as this process sees it: told by PostgreSQL's notifications, re-read after a lost connection."""
+"""The request-logging switch as this process sees it: told by notifications, re-read after a lost connection."""
 
 from __future__ import annotations
 

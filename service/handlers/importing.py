@@ -8,7 +8,7 @@ from service import errors
 from service.answers import json_answer
 from service.bodies import read_chunks
 from service.context import DATABASE, METRICS, caller
-from service.importing import import_stream
+from service.importing import Report, import_stream
 
 
 async def import_interceptions(request: web.Request) -> web.Response:
@@ -17,9 +17,16 @@ async def import_interceptions(request: web.Request) -> web.Response:
         raise errors.RecordingForbidden
     if not request.app[DATABASE].writable:
         raise errors.ReadOnlyDatabase
-    report = await import_stream(request.app[DATABASE], read_chunks(request))
-    metrics = request.app[METRICS].recorded
-    metrics.labels("imported").inc(report.imported)
-    metrics.labels("unchanged").inc(report.unchanged)
-    metrics.labels("rejected").inc(report.rejected_total)
+    counted = Report()
+
+    def count(report: Report) -> None:
+        # Batch by batch: what is stored counts, also where the stream breaks off.
+        metric = request.app[METRICS].recorded
+        metric.labels("imported").inc(report.imported - counted.imported)
+        metric.labels("unchanged").inc(report.unchanged - counted.unchanged)
+        metric.labels("rejected").inc(report.rejected_total - counted.rejected_total)
+        counted.imported, counted.unchanged = report.imported, report.unchanged
+        counted.rejected_total = report.rejected_total
+
+    report = await import_stream(request.app[DATABASE], read_chunks(request), progress=count)
     return json_answer(report.as_json())

@@ -36,14 +36,14 @@ async def list_interceptions(request: web.Request) -> web.Response:
     if cursor is None:
         links = offset_links(request.rel_url, page=page, total=total)
     else:
-        links = cursor_links(request.rel_url, page=page, following=_id(results[-1]) if len(found) > len(results) else None)
+        links = cursor_links(
+            request.rel_url, page=page, following=_id(results[-1]) if len(found) > len(results) else None
+        )
     body = b'{"results":[%b],"total":%d,"count":%d}' % (b",".join(results), total, total)
     return json_text(body, headers=links)
 
 
-async def _criteria(
-    connection: Connection, asked: search.InterceptionSearch, *, who: Caller
-) -> interceptions.Criteria:
+async def _criteria(connection: Connection, asked: search.InterceptionSearch, *, who: Caller) -> interceptions.Criteria:
     user_id = None
     if asked.username is not None:
         user_id = await users.find_id(connection, username=asked.username, visible_to=who.known_to)
@@ -54,9 +54,7 @@ async def _criteria(
 async def _cursor(connection: Connection, page: Page, *, who: Caller) -> interceptions.Cursor | None:
     if page.after_id is None:
         return None
-    cursor = await interceptions.find_cursor(
-        connection, interception_id=page.after_id, visible_to=who.visible_to
-    )
+    cursor = await interceptions.find_cursor(connection, interception_id=page.after_id, visible_to=who.visible_to)
     if cursor is None:
         raise errors.InvalidCursor(f"after_id: interception {page.after_id} not found: invalid pagination cursor")
     return cursor

@@ -12,7 +12,7 @@ from service.store import schema
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
-async def healthz(request: web.Request) -> web.Response:  # noqa: ARG001
+async def healthz(request: web.Request) -> web.Response:
     """The process is alive."""
     return json_answer({"status": "ok"})
 

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Any, TypeVar
 from uuid import UUID
 
 from aiohttp import web
 
 from service import errors
 from service.answers import json_answer, json_text
-from service.bodies import read_body
+from service.bodies import load_body
 from service.context import DATABASE, METRICS, SETTINGS, caller
 from service.db import Connection
 from service.schemas import records
 from service.store import interceptions, recording, users
 from service.store.recording import Kind, Outcome
 
+T = TypeVar("T")
+
 
 async def record_interception(request: web.Request) -> web.Response:
-    """Record an interception, running or finished, with whatever it owns; the same id with the same content again is fine."""
-    sent = records.load_interception(await _body(request))
+    """Record an interception, running or finished, with whatever it owns; again with the same content is fine."""
+    sent = await _load(request, records.load_interception)
 
     async def work(connection: Connection) -> tuple[Outcome, bytes]:
         if sent.initiator is not None:
             await users.refresh(connection, initiator=sent.initiator, seen_at=datetime.now(UTC))
-        [outcome] = await recording.record(connection, interceptions=[sent])
+        outcome = await recording.record(connection, interception=sent)
         return outcome, await interceptions.read_one(connection, interception_id=sent.id)
 
     try:
@@ -38,7 +42,7 @@ async def record_interception(request: web.Request) -> web.Response:
 
 async def end_interception(request: web.Request) -> web.Response:
     """End an interception; the first end wins."""
-    body = records.load_body(records.EndBody(), await _body(request))
+    body = await _load(request, records.load_end)
     interception_id = _interception_id(request)
 
     async def work(connection: Connection) -> bytes:
@@ -72,13 +76,17 @@ async def record_model_thoughts(request: web.Request) -> web.Response:
 
 
 async def _record_children(request: web.Request, kind: Kind) -> web.Response:
-    body = await _body(request)
     interception_id = _interception_id(request)
-    children = records.load_children(body, kind=kind, interception_id=interception_id)
+
+    def load(value: object) -> tuple[list[dict[str, Any]], bool]:
+        children = records.load_children(value, kind=kind, interception_id=interception_id)
+        return children, isinstance(value, list)
+
+    children, listed = await _load(request, load)
 
     async def work(connection: Connection) -> bool:
         return await recording.record_children(
-            connection, interception_id=interception_id, kind=kind, children=children
+            connection, interception_id=interception_id, kind=kind, children=children, listed=listed
         )
 
     anything_new = await request.app[DATABASE].settle(work)
@@ -86,10 +94,10 @@ async def _record_children(request: web.Request, kind: Kind) -> web.Response:
     return json_answer({"ids": ids}, status=201 if anything_new else 200)
 
 
-async def _body(request: web.Request) -> object:
+async def _load(request: web.Request, load: Callable[[object], T]) -> T:
     if not caller(request).can_record:
         raise errors.RecordingForbidden
-    return await read_body(request, most=request.app[SETTINGS].max_body)
+    return await load_body(request, load, most=request.app[SETTINGS].max_body)
 
 
 def _interception_id(request: web.Request) -> UUID:

@@ -1,6 +1,4 @@
-"""Query parameters of the lists, validated.
-
-"""
+"""Query parameters of the lists, validated."""
 
 from __future__ import annotations
 
@@ -28,7 +26,7 @@ _MAX_ECHO = 64
 class QueryInteger(fields.Integer):
     """An integer of a query: ASCII digits with an optional plus, within 32 bits; empty means 0."""
 
-    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> int:  # noqa: ARG002
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> int:
         if value == "":
             return 0
         if _DIGITS.fullmatch(value) and len(value) <= _MAX_ECHO and int(value) <= _MAX_INTEGER:
@@ -41,7 +39,7 @@ class QueryInteger(fields.Integer):
 class QueryUUID(fields.UUID):
     """A UUID of a query; empty or all-zero means absent."""
 
-    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> UUID | None:  # type: ignore[override]  # noqa: ARG002
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> UUID | None:  # type: ignore[override]
         if value == "":
             return None
         parsed = parse_uuid(value)
@@ -59,7 +57,11 @@ class NamesQuery(Schema):
 
     limit = QueryInteger(
         load_default=0,
-        metadata={"description": "Page limit: 1 to 1000; absent, empty or 0 means 100.", "minimum": 0, "maximum": MAX_LIMIT},
+        metadata={
+            "description": "Page limit: 1 to 1000; absent, empty or 0 means 100.",
+            "minimum": 0,
+            "maximum": MAX_LIMIT,
+        },
     )
     offset = QueryInteger(
         load_default=0, metadata={"description": "Skip that many.", "minimum": 0, "maximum": _MAX_INTEGER}
@@ -80,7 +82,11 @@ class PageQuery(Schema):
     )
     limit = QueryInteger(
         load_default=0,
-        metadata={"description": "Page limit: 1 to 1000; absent, empty or 0 means 100.", "minimum": 0, "maximum": MAX_LIMIT},
+        metadata={
+            "description": "Page limit: 1 to 1000; absent, empty or 0 means 100.",
+            "minimum": 0,
+            "maximum": MAX_LIMIT,
+        },
     )
     offset = QueryInteger(
         load_default=0,
@@ -141,8 +147,10 @@ def _load_query(schema: Schema, query: MultiMapping[str]) -> dict[str, Any]:
     for name in schema.fields:
         if (times := len(query.getall(name, ()))) > 1:
             problems[name] = [
-                f'Query param "{name}" provided more than once, found {times} times. '
-                "Only provide 1 instance of this query param."
+                (
+                    f'Query param "{name}" provided more than once, found {times} times. '
+                    "Only provide 1 instance of this query param."
+                )
             ]
     if problems:
         raise errors.InvalidQueryParameters(

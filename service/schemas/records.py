@@ -8,8 +8,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping
 from datetime import datetime
-from decimal import Decimal
-from typing import Any, ClassVar
+from typing import Any
 from uuid import UUID
 
 from marshmallow import RAISE, Schema, ValidationError, fields, validates_schema
@@ -21,15 +20,16 @@ from service.identifiers import parse_uuid
 from service.store.recording import KINDS, Initiator, Interception, Kind, child_id
 
 _MAX_INTEGER = 2**63 - 1
+_MOST_SHOWN = 200
 
-
-_TOLD = {"required": "is required", "null": "must not be null"}
+_TOLD: dict[str, str | list[Any] | dict[Any, Any]] = {"required": "is required", "null": "must not be null"}
+_OF_OBJECTS = {"unknown": "is not a known member", "type": "must be an object"}
 
 
 class Text(fields.String):
     """Text that PostgreSQL can hold."""
 
-    default_error_messages: ClassVar[dict[str, str]] = _TOLD | {"invalid": "must be a string"}
+    default_error_messages = _TOLD | {"invalid": "must be a string"}
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> str:
         if not isinstance(value, str):
@@ -42,7 +42,7 @@ class Text(fields.String):
 class Identifier(fields.UUID):
     """A UUID of 36 characters, in either case; the all-zero one identifies nothing."""
 
-    default_error_messages: ClassVar[dict[str, str]] = _TOLD
+    default_error_messages = _TOLD
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> UUID:
         parsed = parse_uuid(value) if isinstance(value, str) else None
@@ -58,7 +58,7 @@ class Identifier(fields.UUID):
 class Instant(fields.AwareDateTime):
     """An RFC 3339 instant, cut to microseconds."""
 
-    default_error_messages: ClassVar[dict[str, str]] = _TOLD
+    default_error_messages = _TOLD
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> datetime:
         if not isinstance(value, str):
@@ -67,14 +67,14 @@ class Instant(fields.AwareDateTime):
         try:
             return instants.parse(value)
         except instants.InstantError as problem:
-            message = f"must be an RFC 3339 instant such as 2025-01-01T00:00:00Z: {problem}"
+            message = f"must be an RFC 3339 instant such as 2025-01-01T00:00:00Z: {_clipped(str(problem))}"
             raise ValidationError(message) from None
 
 
 class Tokens(fields.Integer):
     """A count of tokens: a JSON integer from 0 to 2^63 - 1."""
 
-    default_error_messages: ClassVar[dict[str, str]] = _TOLD
+    default_error_messages = _TOLD
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> int:
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MAX_INTEGER:
@@ -86,7 +86,7 @@ class Tokens(fields.Integer):
 class Flag(fields.Boolean):
     """true or false, and nothing that resembles them."""
 
-    default_error_messages: ClassVar[dict[str, str]] = _TOLD
+    default_error_messages = _TOLD
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> bool:
         if not isinstance(value, bool):
@@ -98,7 +98,7 @@ class Flag(fields.Boolean):
 class Metadata(fields.Dict):
     """A JSON object that PostgreSQL holds and gives back equal."""
 
-    default_error_messages: ClassVar[dict[str, str]] = _TOLD
+    default_error_messages = _TOLD
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> dict[str, object]:
         if not isinstance(value, dict):
@@ -109,10 +109,10 @@ class Metadata(fields.Dict):
         return value
 
 
-class Array(fields.List):
+class Array(fields.List[Any]):
     """A JSON array."""
 
-    default_error_messages: ClassVar[dict[str, str]] = _TOLD | {"invalid": "must be an array"}
+    default_error_messages = _TOLD | {"invalid": "must be an array"}
 
 
 class Body(Schema):
@@ -121,10 +121,7 @@ class Body(Schema):
     class Meta:
         unknown = RAISE
 
-    error_messages: ClassVar[dict[str, str]] = {
-        "unknown": "is not a known member",
-        "type": "must be an object",
-    }
+    error_messages = _OF_OBJECTS
 
 
 class _Child(Body):
@@ -211,26 +208,35 @@ class InterceptionBody(Body):
     tool_usages = Array(fields.Nested(ToolUsage, error_messages=_TOLD))
     model_thoughts = Array(fields.Nested(ModelThought, error_messages=_TOLD))
 
-    @validates_schema(skip_on_field_errors=False)
-    def _whole(self, data: Mapping[str, Any], **kwargs: Any) -> None:
+    @validates_schema(skip_on_field_errors=False, pass_original=True)
+    def _whole(self, data: Mapping[str, Any], original: object, **kwargs: Any) -> None:
+        if not isinstance(original, dict):
+            return
         problems: dict[str, Any] = {}
         initiator = data.get("initiator") or {}
-        if "initiator_id" not in data and "initiator" not in data:
+        if original.keys().isdisjoint({"initiator_id", "initiator"}):
             problems["initiator_id"] = ["is required, unless initiator with its id is given"]
         elif "initiator_id" in data and "id" in initiator and data["initiator_id"] != initiator["id"]:
             problems["initiator"] = {"id": ["must equal initiator_id where both are given"]}
         if data.get("ended_at") and data.get("started_at") and data["ended_at"] < data["started_at"]:
             problems["ended_at"] = ["must not be before started_at"]
-        for kind in KINDS:
-            strangers = {
-                index: {"interception_id": ["must be the id of the interception that holds it"]}
-                for index, child in enumerate(data.get(kind) or ())
-                if isinstance(child, dict) and child.get("interception_id", data.get("id")) != data.get("id")
-            }
-            if strangers:
-                problems[kind] = strangers
+        if "id" in data or "id" not in original:  # an id that is wrong itself is told once, not by each child
+            for kind in KINDS:
+                if strangers := _strangers(original.get(kind), interception_id=data.get("id")):
+                    problems[kind] = strangers
         if problems:
             raise ValidationError(problems)
+
+
+def _strangers(children: object, *, interception_id: UUID | None) -> dict[int, Any]:
+    """The children, as they were sent, that name another interception; of ids that are no UUIDs the field tells itself."""
+    strangers = {}
+    for index, child in enumerate(children if isinstance(children, list) else ()):
+        named = child.get("interception_id") if isinstance(child, dict) else None
+        owner = parse_uuid(named) if isinstance(named, str) else None
+        if owner is not None and owner != interception_id:
+            strangers[index] = {"interception_id": ["must be the id of the interception that holds it"]}
+    return strangers
 
 
 class EndBody(Body):
@@ -246,18 +252,24 @@ class RequestLogging(Body):
     enabled = Flag(required=True)
 
 
+# A schema copies its fields when it is made, which takes longer than to load a body.
+_INTERCEPTION = InterceptionBody()
+_END = EndBody()
+_CHILD = {kind: schema() for kind, schema in CHILDREN.items()}
+
+
 def load_body(schema: Schema, value: object, *, at: str = "") -> dict[str, Any]:
     """A body's members; raises InvalidBody with a validation for each that is wrong, its path below `at`."""
     try:
         loaded: dict[str, Any] = schema.load(value)  # type: ignore[arg-type]  # marshmallow refuses what is no object
     except ValidationError as invalid:
-        raise InvalidBody(validations=_flatten(invalid.normalized_messages(), at=at)) from None
+        raise InvalidBody(validations=_flatten(invalid.messages_dict, at=at)) from None
     return loaded
 
 
 def load_interception(value: object) -> Interception:
     """An interception in the store's words; raises InvalidBody."""
-    body = load_body(InterceptionBody(), value)
+    body = load_body(_INTERCEPTION, value)
     initiator = body.pop("initiator", None)
     correlating = body.pop("correlating_tool_call_id", None)
     nested = {kind: body.pop(kind, []) for kind in KINDS}
@@ -269,16 +281,24 @@ def load_interception(value: object) -> Interception:
         initiator=Initiator(**initiator) if initiator and initiator["username"] else None,
         correlating_tool_call_id=correlating or None,
         children={
-            kind: [_nested_child(child, interception_id=body["id"], kind=kind, position=position) for position, child in enumerate(children)]
+            kind: [
+                _nested_child(child, interception_id=body["id"], kind=kind, position=position)
+                for position, child in enumerate(children)
+            ]
             for kind, children in nested.items()
         },
     )
 
 
+def load_end(value: object) -> dict[str, Any]:
+    """The end of an interception: `ended_at`, and `metadata` where it was sent; raises InvalidBody."""
+    return load_body(_END, value)
+
+
 def load_children(value: object, *, kind: Kind, interception_id: UUID) -> list[dict[str, Any]]:
     """The children of a call's body, one object or an array of them, each with an id; raises InvalidBody."""
     bodies = value if isinstance(value, list) else [value]
-    schema = CHILDREN[kind]()
+    schema = _CHILD[kind]
     problems: list[Validation] = []
     children = []
     for index, body in enumerate(bodies):
@@ -300,23 +320,24 @@ def load_children(value: object, *, kind: Kind, interception_id: UUID) -> list[d
 
 def _nested_child(child: dict[str, Any], *, interception_id: UUID, kind: Kind, position: int) -> dict[str, Any]:
     child["interception_id"] = interception_id
-    if kind != "model_thoughts":
-        child.setdefault("id", child_id(interception_id, kind=kind, position=position))
+    if kind != "model_thoughts" and "id" not in child:
+        child["id"] = child_id(interception_id, kind=kind, position=position)
     return child
 
 
 def _flatten(messages: Mapping[Any, Any], *, at: str) -> list[Validation]:
-    """marshmallow's tree of messages as one validation a field, with its dotted path."""
+    """The schema's tree of messages as one validation a field, with its dotted path."""
     validations = []
     for name, below in messages.items():
         path = at.removesuffix(".") if name == "_schema" else f"{at}{name}"
         if isinstance(below, Mapping):
             validations.extend(_flatten(below, at=f"{path}."))
         else:
-            validations.append(Validation(_printable(path) or "body", str(below[0]).rstrip(".")))
+            validations.append(Validation(_clipped(path) or "body", str(below[0]).rstrip(".")))
     return validations
 
 
-def _printable(path: str) -> str:
-    # The name of an unknown member is whatever was sent, also what UTF-8 cannot encode.
-    return path.encode("utf-8", "replace").decode()
+def _clipped(text: str) -> str:
+    # What was sent is told in part at most, and may be what UTF-8 cannot encode: the name of an unknown member, say.
+    shown = text if len(text) <= _MOST_SHOWN else text[: _MOST_SHOWN - 1] + "…"
+    return shown.encode("utf-8", "replace").decode()

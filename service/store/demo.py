@@ -82,11 +82,6 @@ async def is_foreign(connection: Connection, *, seed: int) -> bool:
     return bool(await connection.value("demo/has_foreign_interceptions", user_ids=_user_ids(seed)))
 
 
-async def is_empty(connection: Connection) -> bool:
-    """Whether there is no interception at all, the demo's included."""
-    return not await connection.value("demo/has_foreign_interceptions", user_ids=[])
-
-
 def period(interceptions: int) -> timedelta:
     """How long a time so many interceptions cover: 90 days for up to 100,000, 300 for a million and more."""
     return timedelta(days=min(300, 90 + max(0, interceptions - 100_000) * 210 // 900_000))

@@ -8,6 +8,7 @@ insert. A batch is recorded whole or, by the exception that ends the caller's tr
 from __future__ import annotations
 
 import uuid
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -73,6 +74,14 @@ _INTERCEPTION_DEFAULTS: dict[str, Any] = {
 KINDS: tuple[Kind, ...] = tuple(_CHILD_DEFAULTS)
 
 
+class Conflicting(Exception):
+    """Some interceptions of a batch cannot be stored; `refusals` says why, by position."""
+
+    def __init__(self, refusals: Mapping[int, errors.Conflict]) -> None:
+        self.refusals = refusals
+        super().__init__(f"{len(refusals)} interceptions cannot be stored")
+
+
 class Outcome(Enum):
     """What recording an interception did."""
 
@@ -116,24 +125,37 @@ def child_id(interception_id: UUID, *, kind: Kind, position: int) -> UUID:
     return uuid.uuid5(interception_id, f"{kind}:{position}")
 
 
-async def record(connection: Connection, *, interceptions: Sequence[Interception]) -> list[Outcome]:
+async def record(connection: Connection, *, interception: Interception) -> Outcome:
+    """Store what is new of an interception, and tell what that was.
+
+    Raises Conflict, with a validation for each member that differs: `model`, or `token_usages.0.created_at`.
+    """
+    try:
+        [outcome] = await record_batch(connection, interceptions=[interception])
+    except Conflicting as conflicting:
+        raise conflicting.refusals[0] from None
+    return outcome
+
+
+async def record_batch(connection: Connection, *, interceptions: Sequence[Interception]) -> list[Outcome]:
     """Store what is new of these interceptions, and tell for each of them what that was.
 
-    Raises Conflict, with a validation for each member that differs: `model`, or `token_usages.0.created_at`. With several
-    interceptions the paths do not tell which one it was; who needs to know records them one by one.
+    Raises Conflicting, which names every one of them that differs from what is stored.
     """
     created = await _insert_interceptions(connection, interceptions)
     repeated = [position for position in range(len(interceptions)) if position not in created]
+    members: defaultdict[int, list[str]] = defaultdict(list)
     extended: set[int] = set()
     if repeated:
-        conflicts = await _compare(
-            connection, "interceptions", [_without_open_end(interceptions[position].sent) for position in repeated]
-        )
-        if conflicts:
-            raise _conflict([member for _, member in conflicts])
-        extended |= await _end_repeated(connection, interceptions, repeated)
+        sent = [_without_open_end(interceptions[position].sent) for position in repeated]
+        for index, member in await _compare(connection, "interceptions", sent):
+            members[repeated[index]].append(member)
+        alike = [position for position in repeated if position not in members]
+        extended |= await _end_repeated(connection, interceptions, alike, members=members)
     for kind in KINDS:
-        extended |= await _record_nested(connection, interceptions, kind=kind)
+        extended |= await _record_nested(connection, interceptions, kind=kind, members=members)
+    if members:
+        raise Conflicting({position: _conflict(members[position]) for position in sorted(members)})
     return [
         Outcome.CREATED if position in created else Outcome.EXTENDED if position in extended else Outcome.UNCHANGED
         for position in range(len(interceptions))
@@ -141,17 +163,23 @@ async def record(connection: Connection, *, interceptions: Sequence[Interception
 
 
 async def record_children(
-    connection: Connection, *, interception_id: UUID, kind: Kind, children: Sequence[Mapping[str, Any]]
+    connection: Connection,
+    *,
+    interception_id: UUID,
+    kind: Kind,
+    children: Sequence[Mapping[str, Any]],
+    listed: bool = True,
 ) -> bool:
     """Store what is new of an interception's children; whether anything was.
 
-    Raises InterceptionNotFound, or Conflict with a validation for each member that differs (`0.prompt`).
+    Raises InterceptionNotFound, or Conflict with a validation for each member that differs: `prompt`, or `0.prompt` where
+    they were sent as a list.
     """
     if not await connection.rows("recording/lock_interceptions", ids=[interception_id]):
         raise errors.InterceptionNotFound
     new, conflicts = await _record_children(connection, kind=kind, children=children)
     if conflicts:
-        raise _conflict([f"{position}.{member}" for position, member in conflicts])
+        raise _conflict([f"{position}.{member}" if listed else member for position, member in conflicts])
     return bool(new)
 
 
@@ -200,15 +228,19 @@ async def _insert_interceptions(connection: Connection, interceptions: Sequence[
 
 
 async def _end_repeated(
-    connection: Connection, interceptions: Sequence[Interception], repeated: Sequence[int]
+    connection: Connection,
+    interceptions: Sequence[Interception],
+    repeated: Sequence[int],
+    *,
+    members: defaultdict[int, list[str]],
 ) -> set[int]:
-    """Set the ends that the stored ones lack; the positions of those that lacked one."""
-    ends: dict[UUID, int] = {}
-    for position in repeated:
-        if interceptions[position].sent.get("ended_at") is not None:
-            ends.setdefault(interceptions[position].id, position)
-    if not ends:
+    """Set the ends that the stored ones lack; the positions of those that lacked one. Notes in `members` what differs."""
+    bringing = [position for position in repeated if interceptions[position].sent.get("ended_at") is not None]
+    if not bringing:
         return set()
+    ends: dict[UUID, int] = {}
+    for position in bringing:
+        ends.setdefault(interceptions[position].id, position)
     await connection.rows("recording/lock_interceptions", ids=sorted(ends))
     rows = await connection.rows(
         "recording/end_interceptions",
@@ -216,22 +248,18 @@ async def _end_repeated(
         ended_at=[interceptions[position].sent["ended_at"] for position in ends.values()],
     )
     # Between the comparison and the lock another writer may have set another end.
-    conflicts = await _compare(
-        connection,
-        "interceptions",
-        [
-            {"id": interceptions[position].id, "ended_at": interceptions[position].sent["ended_at"]}
-            for position in repeated
-            if interceptions[position].sent.get("ended_at") is not None
-        ],
-    )
-    if conflicts:
-        raise _conflict([member for _, member in conflicts])
+    sent = [
+        {"id": interceptions[position].id, "ended_at": interceptions[position].sent["ended_at"]} for position in bringing
+    ]
+    for index, member in await _compare(connection, "interceptions", sent):
+        members[bringing[index]].append(member)
     return {ends[row["id"]] for row in rows}
 
 
-async def _record_nested(connection: Connection, interceptions: Sequence[Interception], *, kind: Kind) -> set[int]:
-    """Store one kind of nested records; the positions of the interceptions that gained any."""
+async def _record_nested(
+    connection: Connection, interceptions: Sequence[Interception], *, kind: Kind, members: defaultdict[int, list[str]]
+) -> set[int]:
+    """Store one kind of nested records; the positions of those that gained any. Notes in `members` what differs."""
     places = [
         (position, index)
         for position, interception in enumerate(interceptions)
@@ -241,9 +269,10 @@ async def _record_nested(connection: Connection, interceptions: Sequence[Interce
         return set()
     children = [interceptions[position].children[kind][index] for position, index in places]
     new, conflicts = await _record_children(connection, kind=kind, children=children)
-    if conflicts:
-        raise _conflict([f"{kind}.{places[position][1]}.{member}" for position, member in conflicts])
-    return {places[position][0] for position in new}
+    for place, member in conflicts:
+        position, index = places[place]
+        members[position].append(f"{kind}.{index}.{member}")
+    return {places[place][0] for place in new}
 
 
 async def _record_children(
@@ -263,12 +292,11 @@ async def _record_children(
     return new, [(repeated[position], member) for position, member in conflicts]
 
 
-async def _compare(
-    connection: Connection, noun: str, sent: Sequence[Mapping[str, Any]]
-) -> list[tuple[int, str]]:
+async def _compare(connection: Connection, noun: str, sent: Sequence[Mapping[str, Any]]) -> list[tuple[int, str]]:
     """Where what was sent differs from what is stored under the same id: position and member."""
     body = jsontext.dump([{name: _json(value) for name, value in members.items()} for members in sent])
-    return [(row["position"] - 1, row["member"]) for row in await connection.rows(f"recording/compare_{noun}", sent=body)]
+    rows = await connection.rows(f"recording/compare_{noun}", sent=body)
+    return [(row["position"] - 1, row["member"]) for row in rows]
 
 
 def _json(value: Any) -> Any:

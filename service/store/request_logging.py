@@ -34,7 +34,5 @@ async def turn(connection: Connection, *, enabled: bool, changed_at: datetime, c
     await connection.run("request_logging/lock_state")
     if (await read(connection)).enabled == enabled:
         return False
-    await connection.run(
-        "request_logging/insert_change", enabled=enabled, changed_at=changed_at, changed_by=changed_by
-    )
+    await connection.run("request_logging/insert_change", enabled=enabled, changed_at=changed_at, changed_by=changed_by)
     return True

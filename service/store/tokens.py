@@ -61,9 +61,7 @@ async def touch(connection: Connection, *, token_id: str, used_at: datetime) -> 
     await connection.run("tokens/touch_token", token_id=token_id, used_at=used_at)
 
 
-async def create(
-    connection: Connection, *, user_id: UUID, created_at: datetime, expires_at: datetime = NEVER
-) -> str:
+async def create(connection: Connection, *, user_id: UUID, created_at: datetime, expires_at: datetime = NEVER) -> str:
     """A new token, whole: this is the only time that its secret is known."""
     token_id = "".join(secrets.choice(_ALPHABET) for _ in range(ID_LENGTH))
     secret = "".join(secrets.choice(_ALPHABET) for _ in range(SECRET_LENGTH))

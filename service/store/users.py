@@ -56,20 +56,28 @@ async def refresh(connection: Connection, *, initiator: Initiator, seen_at: date
     )
 
 
-async def create_missing(connection: Connection, *, initiators: Iterable[Initiator], seen_at: datetime) -> None:
-    """Create those initiators' users that do not exist; of several with one id the first. Raises UsernameTaken."""
+async def create_missing(
+    connection: Connection, *, initiators: Iterable[Initiator], seen_at: datetime
+) -> frozenset[UUID]:
+    """Create those initiators' users that do not exist; of several with one id the first.
+
+    Returns the ids that got no user, because one with another id holds the name.
+    """
     wanted: dict[UUID, Initiator] = {}
     for initiator in initiators:
         wanted.setdefault(initiator.id, initiator)
-    if wanted:
-        await connection.run(
-            "users/insert_missing_users",
-            user_id=list(wanted),
-            username=[initiator.username for initiator in wanted.values()],
-            name=[initiator.name or "" for initiator in wanted.values()],
-            avatar_url=[initiator.avatar_url or "" for initiator in wanted.values()],
-            seen_at=seen_at,
-        )
+    if not wanted:
+        return frozenset()
+    await connection.run(
+        "users/insert_missing_users",
+        user_id=list(wanted),
+        username=[initiator.username for initiator in wanted.values()],
+        name=[initiator.name or "" for initiator in wanted.values()],
+        avatar_url=[initiator.avatar_url or "" for initiator in wanted.values()],
+        seen_at=seen_at,
+    )
+    rows = await connection.rows("users/find_missing_users", user_ids=list(wanted))
+    return frozenset(row["id"] for row in rows)
 
 
 async def list_all(connection: Connection) -> list[User]:

@@ -3,13 +3,12 @@
 -- param   user_ids  uuid[]  the users of the demo
 -- result  one  found boolean
 -- index   none
-SELECT
-    EXISTS (
+SELECT EXISTS(
+    SELECT
+    FROM aibridge_interceptions
+    WHERE NOT EXISTS (
         SELECT
-        FROM aibridge_interceptions
-        WHERE NOT EXISTS (
-            SELECT
-            FROM unnest(:user_ids::uuid[]) AS demo_user (id)
-            WHERE demo_user.id = aibridge_interceptions.initiator_id
-        )
-    ) AS found
+        FROM unnest(:user_ids::uuid[]) AS demo_user (id)
+        WHERE demo_user.id = aibridge_interceptions.initiator_id
+    )
+) AS found

@@ -97,11 +97,11 @@ busy_hour AS (
         zone.number AS zone,
         hour.starts_at,
         (
-            ARRAY[2, 1, 1, 1, 1, 2, 6, 22, 58, 86, 97, 90, 58, 76, 97, 100, 92, 70, 38, 22, 18, 15, 9, 4]
+            '{2, 1, 1, 1, 1, 2, 6, 22, 58, 86, 97, 90, 58, 76, 97, 100, 92, 70, 38, 22, 18, 15, 9, 4}'::float8[]
         )[1 + extract(HOUR FROM local.starts_at)::integer]
-        * (ARRAY[0.95, 1.05, 1.06, 1.0, 0.82, 0.09, 0.12]::double precision [])[extract(ISODOW FROM local.starts_at)::integer]
+        * ('{0.95, 1.05, 1.06, 1.0, 0.82, 0.09, 0.12}'::float8[])[extract(ISODOW FROM local.starts_at)::integer]
         * (0.4 + 0.6 * hour.number / (:days::integer * 24))
-        * (0.8 + (hashint8extended(hour.number / 24, :seed::bigint * 1000 + 1) & 1023)::double precision / 2560) AS weight
+        * (0.8 + (hashint8extended(hour.number / 24, :seed::bigint * 1000 + 1) & 1023)::float8 / 2560) AS weight
     FROM generate_series(0, :days::integer * 24 - 1) AS hour_number (number)
     CROSS JOIN LATERAL (
         SELECT
@@ -143,7 +143,8 @@ session AS (
     CROSS JOIN LATERAL unnest(layout.lengths) WITH ORDINALITY AS part (length, number)
 ),
 
--- Everybody has a favourite client, and uses another for three sessions in ten.
+-- Everybody has a favourite client, and uses another for three sessions in ten. Favourites go round by the golden ratio
+-- (633 of 1,024), so that a few people already share the clients out as many would; nobody's is a rare one.
 cast_session AS (
     SELECT
         session.start,
@@ -153,7 +154,7 @@ cast_session AS (
         progress.made,
         draw.two,
         width_bucket(
-            (CASE WHEN draw.two & 1023 < 307 THEN draw.three ELSE person.draw END & 1023)::integer, kinds.least
+            (CASE WHEN draw.two & 1023 < 307 THEN draw.three & 1023 ELSE person.favourite END)::integer, kinds.least
         ) AS kind,
         (person.draw >> 20) & 3 AS zone
     FROM session
@@ -166,16 +167,17 @@ cast_session AS (
     ) AS draw
     CROSS JOIN LATERAL (
         SELECT
-            (session.block + (draw.one & 1023)::double precision / 1024)
+            (session.block + (draw.one & 1023)::float8 / 1024)
             / ((:interceptions::bigint + 23) / 24) AS made,
             floor(
-                cardinality(:user_ids::uuid[]) * power(((draw.one >> 10) & 1048575)::double precision / 1048576, 1.7)
+                cardinality(:user_ids::uuid[]) * power(((draw.one >> 10) & 1048575)::float8 / 1048576, 1.7)
             )::bigint AS picked
     ) AS progress
     CROSS JOIN LATERAL (
         SELECT
             progress.picked AS number,
-            hashint8extended(progress.picked, :seed::bigint * 1000 + 6) AS draw
+            hashint8extended(progress.picked, :seed::bigint * 1000 + 6) AS draw,
+            (progress.picked * 633 + 100 & 1023) * 945 / 1024 AS favourite
     ) AS person
 ),
 
@@ -199,7 +201,7 @@ timed_session AS MATERIALIZED (
                 + ((cast_session.two >> 30) & 1048575) * interval '3433 microseconds'
         END AS ends_at
     FROM cast_session
-    INNER JOIN clock USING (zone)
+    INNER JOIN clock ON cast_session.zone = clock.zone
 ),
 
 turn AS MATERIALIZED (
@@ -237,7 +239,8 @@ turn AS MATERIALIZED (
         SELECT
             (
                 substr(digest.hex, 1, 12) || '4' || substr(digest.hex, 14, 3)
-                || translate(substr(digest.hex, 17, 1), '0123456789abcdef', '89ab89ab89ab89ab') || substr(digest.hex, 18)
+                || translate(substr(digest.hex, 17, 1), '0123456789abcdef', '89ab89ab89ab89ab')
+                || substr(digest.hex, 18)
             )::uuid AS id
     ) AS identity
     CROSS JOIN LATERAL (
@@ -256,13 +259,13 @@ linked_turn AS (
         *,
         coalesce(lag(calls) OVER in_order, 0) > 0 AS answers_call,
         lag(id) OVER in_order AS previous_id,
-        exp(4.78 * ((dice & 65535)::double precision / 65536) ^ 1.35)
+        exp(4.78 * ((dice & 65535)::float8 / 65536) ^ 1.35)
         * CASE WHEN status = 'failed' THEN 0.15 ELSE 1 END AS seconds,
         CASE
             WHEN place = 1 THEN 0
-            WHEN lag(calls) OVER in_order > 0 THEN 0.3 + exp(3.5 * ((dice >> 16) & 1023)::double precision / 1024) / 2
-            WHEN user_agent LIKE '%ython%' OR user_agent IS NULL THEN 0.4 + ((dice >> 16) & 1023)::double precision / 500
-            ELSE 12 * exp(3.6 * ((dice >> 16) & 1023)::double precision / 1024)
+            WHEN lag(calls) OVER in_order > 0 THEN 0.3 + exp(3.5 * ((dice >> 16) & 1023)::float8 / 1024) / 2
+            WHEN coalesce(client, 'Unknown') = 'Unknown' THEN 0.4 + ((dice >> 16) & 1023)::float8 / 500
+            ELSE 12 * exp(3.6 * ((dice >> 16) & 1023)::float8 / 1024)
         END AS pause
     FROM turn
     WINDOW in_order AS (PARTITION BY start ORDER BY place ASC)
@@ -306,22 +309,14 @@ SELECT
     -- each person has two tokens, and what came from elsewhere names none
     CASE
         WHEN rooted_turn.user_agent IS NOT NULL
-            THEN substr(
-                translate(
-                    encode(
-                        decode(md5(:seed::bigint || ' key ' || rooted_turn.person * 2 + (rooted_turn.draw >> 55 & 1)), 'hex'),
-                        'base64'
-                    ),
-                    '+/=', ''
-                ), 1, 10
-            )
+            THEN substr(translate(encode(api_key.bytes, 'base64'), '+/=', ''), 1, 10)
     END,
     rooted_turn.provider,
     rooted_turn.provider_name,
     CASE
         WHEN rooted_turn.calls = 0 AND rooted_turn.dice >> 40 & 1023 < 340 AND rooted_turn.side_model IS NOT NULL
             THEN rooted_turn.side_model
-        WHEN rooted_turn.made < 0.2 + (rooted_turn.draw >> 40 & 1023)::double precision / 2048
+        WHEN rooted_turn.made < 0.2 + (rooted_turn.draw >> 40 & 1023)::float8 / 2048
             THEN rooted_turn.earlier_model
         ELSE rooted_turn.model
     END,
@@ -341,7 +336,10 @@ SELECT
                 WHEN rooted_turn.provider_name = 'openai' THEN 'sk-proj-...'
                 ELSE '...'
             END || substr(
-                md5(rooted_turn.provider_name || CASE WHEN rooted_turn.person % 9 = 4 THEN rooted_turn.person ELSE -1 END), 1, 4
+                md5(
+                    rooted_turn.provider_name
+                    || CASE WHEN rooted_turn.person % 9 = 4 THEN rooted_turn.person ELSE -1 END
+                ), 1, 4
             ),
             'error_type', CASE
                 WHEN rooted_turn.is_running OR rooted_turn.status <> 'failed' THEN NULL
@@ -371,6 +369,12 @@ SELECT
     END
 FROM rooted_turn
 CROSS JOIN LATERAL (SELECT md5(:seed::bigint || ' session ' || rooted_turn.start) AS hex) AS session_digest
+CROSS JOIN LATERAL (
+    SELECT
+        sha256(
+            (:seed::bigint || ' key ' || rooted_turn.person * 2 + (rooted_turn.draw >> 55 & 1))::bytea
+        ) AS bytes
+) AS api_key
 WHERE rooted_turn.ordinal BETWEEN :first_ordinal::bigint AND :last_ordinal::bigint
 ORDER BY rooted_turn.started_at ASC
 ON CONFLICT DO NOTHING

@@ -63,7 +63,7 @@ INSERT INTO aibridge_model_thoughts (interception_id, content, created_at)
 SELECT
     parent.id,
     words.thoughts[1 + (parent.dice >> 10 & 65535) % cardinality(words.thoughts)],
-    parent.started_at + parent.duration * (0.1 + (parent.dice >> 26 & 511)::double precision / 1024)
+    parent.started_at + parent.duration * (0.1 + (parent.dice >> 26 & 511)::float8 / 1024)
 FROM parent
 CROSS JOIN words
 WHERE parent.dice & 1023 < 190

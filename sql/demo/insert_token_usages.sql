@@ -52,7 +52,7 @@ answer AS (
         md5(parent.id || ' token usage ' || number) AS hex,
         parent.started_at
         + (parent.duration - interval '1 microsecond' * (3000 + (parent.dice & 131071)))
-        * (number::double precision / parent.answers) AS created_at,
+        * (number::float8 / parent.answers) AS created_at,
         -- what an agent has read and said so far is sent again with each request, from the cache where that still holds it
         CASE
             WHEN NOT parent.is_agent THEN 0
@@ -62,10 +62,10 @@ answer AS (
         parent.is_agent AND parent.dice >> 8 & 31 > 0 AS is_cached,
         greatest(
             3,
-            extract(EPOCH FROM parent.duration) * (24 + (parent.dice >> 16 & 63)) / parent.answers
+            extract(EPOCH FROM parent.duration)::float8 * (24 + (parent.dice >> 16 & 63)) / parent.answers
             * CASE WHEN parent.is_cut_off THEN 0.4 ELSE 1 END
         )::bigint AS output_tokens,
-        exp(7.2 * ((parent.dice >> 24 & 1023)::double precision / 1024))::bigint AS fresh,
+        exp(7.2 * ((parent.dice >> 24 & 1023)::float8 / 1024))::bigint AS fresh,
         parent.dice
     FROM parent
     CROSS JOIN LATERAL generate_series(1, parent.answers) AS number

@@ -40,8 +40,7 @@ WITH words AS (
         ARRAY[
             'ParseAmount', 'retry_with_backoff', 'useDebouncedValue', 'RefreshToken', 'compute_totals', 'flushBatch',
             'validateSchema', 'NewConsumer', 'apply_discount', 'handleTimeout', 'mergeConfig', 'list_invoices',
-            'AcquireLock', 'renderRow', 'normalize_address', 'CancelOrder', 'decodeCursor', 'rotate_keys', 'TODO',
-            'deprecated'
+            'AcquireLock', 'renderRow', 'normalize_address', 'CancelOrder', 'decodeCursor', 'rotate_keys'
         ] AS names,
         ARRAY[
             'MCP error -32603: upstream request failed: 502 Bad Gateway',
@@ -199,9 +198,16 @@ numbered_tool AS (
         client,
         name,
         input,
-        row_number() OVER (PARTITION BY client ORDER BY name ASC, input ASC) - 1 AS number,
-        count(*) OVER (PARTITION BY client) AS choices
+        row_number() OVER (PARTITION BY client ORDER BY name ASC, input ASC) - 1 AS number
     FROM tool
+),
+
+kit AS (
+    SELECT
+        client,
+        count(*) AS choices
+    FROM tool
+    GROUP BY client
 ),
 
 injected_tool (number, server_url, name, input) AS (
@@ -278,7 +284,7 @@ call AS (
         md5(parent.id || ' tool usage ' || number) AS hex,
         parent.started_at
         + (parent.duration - interval '1 microsecond' * (3000 + (parent.dice & 131071)))
-        * (least(number, parent.answers)::double precision / parent.answers)
+        * (least(number, parent.answers)::float8 / parent.answers)
         - interval '41 microseconds' * (parent.answers + parent.calls - number) AS created_at
     FROM parent
     CROSS JOIN LATERAL generate_series(1, parent.answers - 1 + parent.calls) AS number
@@ -309,7 +315,7 @@ SELECT
         ELSE 'chatcmpl-' || substr(translate(encode(call.answer_bytes, 'base64'), '+/=', ''), 1, 29)
     END,
     CASE WHEN call.provider = 'anthropic' THEN 'toolu_01' ELSE 'call_' END
-    || substr(translate(encode(call.call_bytes, 'base64'), '+/=', ''), 1, CASE WHEN call.provider = 'anthropic' THEN 22 ELSE 24 END),
+    || substr(translate(encode(call.call_bytes, 'base64'), '+/=', ''), 1, 22),
     injected_tool.server_url,
     coalesce(injected_tool.name, numbered_tool.name),
     format(
@@ -327,10 +333,14 @@ SELECT
     call.created_at
 FROM call
 CROSS JOIN words
-LEFT JOIN injected_tool ON call.injected AND injected_tool.number = call.dice >> 44 & 7
-LEFT JOIN (SELECT DISTINCT client, choices FROM numbered_tool) AS kit ON kit.client = call.client
+LEFT JOIN injected_tool
+    ON
+        call.injected
+        AND (call.dice >> 44 & 7) = injected_tool.number
+LEFT JOIN kit ON call.client = kit.client
 LEFT JOIN numbered_tool
-    ON NOT call.injected
-    AND numbered_tool.client = call.client
-    AND numbered_tool.number = (call.dice >> 44 & 4095) % kit.choices
+    ON
+        NOT call.injected
+        AND call.client = numbered_tool.client
+        AND (call.dice >> 44 & 4095) % kit.choices = numbered_tool.number
 ON CONFLICT DO NOTHING

@@ -203,8 +203,8 @@ WITH words AS (
             || E'fast (p99 < 20 ms)',
             E'\n\nRead CONTRIBUTING.md first.',
             E'\n\nHere is what I tried: restarting %1$s, raising the limit to %4$s, nothing.',
-            E'\n\n```\n2026/03/04 11:02:17 ERROR %1$s: %3$s failed err="context canceled" '
-            || E'attempt=3\n2026/03/04 11:02:19 ERROR %1$s: giving up after %4$s ms\n```',
+            E'\n\n```\n11:02:17 ERROR %1$s: %3$s failed err="context canceled" '
+            || E'attempt=3\n11:02:19 ERROR %1$s: giving up after %4$s ms\n```',
             E'\n\nAnswer in a few sentences, no code yet.',
             ' cc the on-call'
         ] AS closings

@@ -2,4 +2,4 @@
 --
 -- result  one  found boolean
 -- index   none
-SELECT EXISTS (SELECT 1 FROM aibridge_interceptions) AS found
+SELECT EXISTS(SELECT 1 FROM aibridge_interceptions) AS found

@@ -2,4 +2,6 @@
 --
 -- result  one  found boolean
 -- index   none
-SELECT EXISTS (SELECT 1 FROM users WHERE 'owner' = ANY(rbac_roles) AND NOT deleted) AS found
+SELECT count(*) > 0 AS found
+FROM users
+WHERE 'owner' = ANY(rbac_roles) AND NOT deleted

@@ -1,4 +1,4 @@
--- insert_missing_users: create those users whose id does not exist; the others stay as they are.
+-- insert_missing_users: create those users whose id does not exist and whose name nobody holds; the others stay as they are.
 --
 -- param   user_id     uuid[]       ids
 -- param   username    text[]       names to sign in as
@@ -18,4 +18,4 @@ SELECT
 FROM unnest(:user_id::uuid[], :username::text[], :name::text[], :avatar_url::text[])
     AS sent (user_id, username, name, avatar_url)
 ORDER BY sent.user_id ASC
-ON CONFLICT (id) DO NOTHING
+ON CONFLICT DO NOTHING

@@ -1,5 +1,7 @@
 -- refresh_user: create the user of this id, or refresh what differs of their names; never roles or status.
 --
+-- Of a user who is up to date the row is not even locked: one who is busy records many interceptions at once.
+--
 -- param   user_id     uuid         the user
 -- param   username    text         the name that they have now
 -- param   name        text         the person's name; null leaves it as it is
@@ -8,7 +10,21 @@
 -- result  none
 -- index   none
 INSERT INTO users (id, username, name, avatar_url, created_at, updated_at)
-VALUES (:user_id, :username, coalesce(:name, ''), coalesce(:avatar_url, ''), :seen_at, :seen_at)
+SELECT
+    :user_id AS id,
+    :username AS username,
+    coalesce(:name, '') AS name,
+    coalesce(:avatar_url, '') AS avatar_url,
+    :seen_at AS created_at,
+    :seen_at AS updated_at
+WHERE NOT EXISTS (
+    SELECT 1
+    FROM users
+    WHERE users.id = :user_id
+        AND users.username = :username
+        AND users.name = coalesce(:name, users.name)
+        AND users.avatar_url = coalesce(:avatar_url, users.avatar_url)
+)
 ON CONFLICT (id) DO UPDATE
 SET
     username = excluded.username,
