@@ -12,6 +12,7 @@ from typing import IO, Any, TypeVar
 from uuid import UUID, uuid4
 
 import click
+import structlog
 
 from service import db, errors, jsontext, logs, migrations, server, statements
 from service import settings as configuration
@@ -32,8 +33,11 @@ except ImportError:  # there is none for this platform
 
 T = TypeVar("T")
 
+log = structlog.get_logger("bridgelog")
+
 ROLES = ("owner", "auditor", "recorder", "member")
 _READ_SIZE = 256 * 1024
+_REVIVE_SECONDS = 2.0
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -53,7 +57,7 @@ def main() -> None:
 def serve(*, migrate: bool) -> None:
     """Serve the HTTP API until SIGTERM or Ctrl-C."""
     settings = _settings()
-    with _database_url(settings) as url, _told():
+    with _current_database(settings) as (url, embedded), _told():
         if settings.schema == "own" and settings.database_url:
             if migrate or settings.migrate:
                 migrations.apply(url)
@@ -65,17 +69,23 @@ def serve(*, migrate: bool) -> None:
         def ready(port: int) -> None:
             _welcome(f"http://{settings.host}:{port}", settings=settings, token=token)
 
-        try:
-            _run(
-                server.serve(
-                    build_app(settings, database_url=url),
-                    host=settings.host,
-                    port=settings.port,
-                    drain_seconds=settings.drain_seconds,
-                    shutdown_timeout=settings.shutdown_timeout,
-                    ready=ready,
-                )
+        app = build_app(settings, database_url=url)
+
+        async def work() -> None:
+            reviving = asyncio.create_task(_revive(embedded)) if embedded else None
+            await server.serve(
+                app,
+                host=settings.host,
+                port=settings.port,
+                drain_seconds=settings.drain_seconds,
+                shutdown_timeout=settings.shutdown_timeout,
+                ready=ready,
             )
+            if reviving:
+                reviving.cancel()
+
+        try:
+            _run(work())
         except OSError as problem:
             message = f"cannot listen on {settings.host}:{settings.port}: {problem.strerror}. Set BRIDGELOG_PORT."
             raise click.ClickException(message) from problem
@@ -86,7 +96,7 @@ def serve(*, migrate: bool) -> None:
 def migrate(*, check: bool) -> None:
     """Bring the database to the schema of this version."""
     settings = _settings()
-    with _embedded_or_given(settings) as url, _told():
+    with _database(settings) as (url, _), _told():
         if not check:
             for name in migrations.apply(url):
                 click.echo(f"applied {name}")
@@ -220,7 +230,7 @@ def demo(*, interceptions: int, seed: int, if_empty: bool, beside_others: bool) 
             )
 
     settings = _settings()
-    with _database_url(settings) as url, _told():
+    with _current_database(settings) as (url, _), _told():
         try:
             _run(_with(settings, url, fill))
         except demo_data.ForeignRecords:
@@ -236,7 +246,7 @@ def import_file(file: IO[bytes]) -> None:
     Exits 1 if any record was rejected; standard error tells which, and why.
     """
     settings = _settings()
-    with _database_url(settings) as url, _told():
+    with _current_database(settings) as (url, _), _told():
         size = Path(file.name).stat().st_size if Path(file.name).is_file() else 0
         report = _run(_with(settings, url, lambda database: _import(database, file, size=size)))
     for rejected in report.rejected:
@@ -271,30 +281,40 @@ def _settings() -> Settings:
 
 
 @contextlib.contextmanager
-def _embedded_or_given(settings: Settings) -> Iterator[str]:
-    """Where the database is, for as long as the block lasts."""
+def _database(settings: Settings) -> Iterator[tuple[str, Embedded | None]]:
+    """Where the database is, and the embedded server if it is that one's, for as long as the block lasts."""
     if settings.database_url:
-        yield settings.database_url
+        yield settings.database_url, None
         return
+    embedded = Embedded(settings.data_dir)
     try:
-        embedded = Embedded(settings.data_dir)
         embedded.start()
     except EmbeddedError as problem:
         raise click.ClickException(str(problem)) from problem
     try:
-        yield embedded.url
+        yield embedded.url, embedded
     finally:
         embedded.close()
 
 
 @contextlib.contextmanager
-def _database_url(settings: Settings) -> Iterator[str]:
-    """As `_embedded_or_given`; the embedded database has its schema current."""
-    with _embedded_or_given(settings) as url:
-        if not settings.database_url:
+def _current_database(settings: Settings) -> Iterator[tuple[str, Embedded | None]]:
+    """As `_database`; the embedded one has its schema current."""
+    with _database(settings) as (url, embedded):
+        if embedded:
             with _told():
                 migrations.apply(url)
-        yield url
+        yield url, embedded
+
+
+async def _revive(embedded: Embedded) -> None:
+    """Bring the embedded server back, should it be gone for good: its keeper killed, or tired of restarting it."""
+    while True:
+        await asyncio.sleep(_REVIVE_SECONDS)
+        try:
+            await asyncio.to_thread(embedded.start)
+        except EmbeddedError as problem:
+            log.warning("the embedded PostgreSQL cannot be started", reason=str(problem))
 
 
 @contextlib.contextmanager
@@ -328,7 +348,7 @@ def _in_transaction(work: Callable[[db.Connection], Awaitable[T]]) -> T:
         async with database.transaction() as connection:
             return await work(connection)
 
-    with _database_url(settings) as url, _told():
+    with _current_database(settings) as (url, _), _told():
         return _run(_with(settings, url, whole))
 
 

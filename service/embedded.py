@@ -546,7 +546,7 @@ class Keeper:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             pass_fds=inherit,
-            preexec_fn=lambda: self._enter(self._account),  # noqa: PLW1509 - the keeper has no threads
+            preexec_fn=lambda: self._enter(self._account),
             text=True,
             errors="replace",
             check=False,
@@ -632,8 +632,9 @@ class Keeper:
     def _post_guard(self, server: int) -> None:
         """Start the shell that ends PostgreSQL when the keeper is gone, where the kernel does not do it."""
         self._dismiss_guard()
-        script = 'read -r line; kill -INT "$0"'
-        self._guard = subprocess.Popen(["/bin/sh", "-c", script, str(server)], stdin=subprocess.PIPE, cwd="/")
+        script = ["/bin/sh", "-c", 'read -r line; kill -INT "$0"', str(server)]
+        # Not the keeper's standard output, whose end the starter waits for.
+        self._guard = subprocess.Popen(script, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, cwd="/")
 
     def _dismiss_guard(self) -> None:
         if self._guard is not None:

@@ -207,7 +207,9 @@ timed_session AS MATERIALIZED (
 turn AS MATERIALIZED (
     SELECT
         timed_session.start,
-        timed_session.is_open AND place.number = timed_session.length AS is_running,
+        -- Of a hundred interceptions one has not ended: those that are going on, and those whose bridge was killed.
+        place.number = timed_session.length
+        AND (timed_session.is_open OR ((timed_session.draw >> 12) & 1023) < 53) AS is_running,
         timed_session.person,
         timed_session.made,
         timed_session.draw,
