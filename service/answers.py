@@ -41,7 +41,7 @@ def envelope(refusal: Refusal) -> dict[str, object]:
     return body
 
 
-def offset_links(url: URL, *, page: Page, total: int) -> dict[str, str]:
+def offset_links(page: Page, *, total: int) -> dict[str, str]:
     """The Link header (RFC 8288) of a page by offset: first, prev, next and last, relative to the request."""
     last = max(0, (total - 1) // page.limit * page.limit)
     targets = {"first": 0}
@@ -50,21 +50,16 @@ def offset_links(url: URL, *, page: Page, total: int) -> dict[str, str]:
     if page.offset + page.limit < total:
         targets["next"] = page.offset + page.limit
     targets["last"] = last
-    return _link({name: {"offset": str(offset)} for name, offset in targets.items()}, url=url, page=page)
+    return _link({name: {"offset": str(offset)} for name, offset in targets.items()}, page=page)
 
 
-def cursor_links(url: URL, *, page: Page, following: str | None) -> dict[str, str]:
+def cursor_links(page: Page, *, following: str | None) -> dict[str, str]:
     """The Link header of a page by cursor: next, where anything follows the interception of that id."""
-    return _link({"next": {"after_id": following}} if following else {}, url=url, page=page)
+    return _link({"next": {"after_id": following}} if following else {}, page=page)
 
 
-def _link(targets: Mapping[str, Mapping[str, str]], *, url: URL, page: Page) -> dict[str, str]:
-    kept = url.query.copy()
-    for name in ("after_id", "offset", "limit"):
-        kept.popall(name, None)
-    kept["limit"] = str(page.limit)
-    links = [
-        f'<{URL.build(query=[*kept.items(), *target.items()])}>; rel="{relation}"'
-        for relation, target in targets.items()
-    ]
+def _link(targets: Mapping[str, dict[str, str]], *, page: Page) -> dict[str, str]:
+    # Of the request only what the call knows: whatever else its URL holds would come back four times in a header.
+    kept = {"q": page.q, "limit": str(page.limit)} if page.q else {"limit": str(page.limit)}
+    links = [f'<{URL.build(query=kept | target)}>; rel="{relation}"' for relation, target in targets.items()]
     return {"Link": ", ".join(links)} if links else {}

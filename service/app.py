@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator
 
 from aiohttp import web
 
-from service import db, middleware, routes, statements
+from service import db, middleware, openapi, routes, statements
 from service.auth import Authenticator
-from service.context import AUTHENTICATOR, DATABASE, LIFECYCLE, METRICS, SETTINGS, Lifecycle
+from service.context import AUTHENTICATOR, DATABASE, LIFECYCLE, METRICS, OPENAPI, SETTINGS, Lifecycle
 from service.metrics import Metrics
 from service.settings import Settings
 from service.switch import follow_request_logging
@@ -25,6 +25,7 @@ def build_app(settings: Settings, *, database_url: str) -> web.Application:
     app = web.Application(middlewares=[middleware.observe, middleware.sign_in], client_max_size=0)
     app[SETTINGS] = settings
     app[LIFECYCLE] = Lifecycle()
+    app[OPENAPI] = openapi.document_text()
     loaded = statements.load()
 
     async def connections(app: web.Application) -> AsyncIterator[None]:

@@ -52,4 +52,7 @@ async def read_chunks(request: web.Request) -> AsyncIterator[bytes]:
         async for chunk in request.content.iter_any():
             yield chunk
     except (HttpProcessingError, ClientPayloadError, web.RequestPayloadError) as problem:
+        # Else aiohttp reads on after the answer, meets the same problem, and cuts the connection before the answer is out.
+        # (The answer to a malformed request closes it in order.)
+        request.content.feed_eof()
         raise errors.MalformedRequest("The request body does not match its Content-Encoding or framing.") from problem

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 import asyncpg
@@ -36,6 +37,7 @@ SESSION = {
 _GONE = (
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # what the driver makes of a connection that was terminated a moment ago
     asyncpg.InsufficientResourcesError,
     asyncpg.OperatorInterventionError,
     asyncpg.ReadOnlySQLTransactionError,
@@ -45,6 +47,10 @@ _GONE = (
     OSError,
     TimeoutError,
 )
+_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)  # PostgreSQL's
+_MICROSECOND = timedelta(microseconds=1)
+_FIRST = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
+_LAST = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
 _CONTENTION = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
 
 
@@ -225,6 +231,19 @@ async def listen(url: str, channel: str) -> AsyncIterator[Callable[[], Awaitable
 async def _prepare(raw: asyncpg.Connection[Any]) -> None:
     # JSON that PostgreSQL composed goes to the socket as it came: bytes, neither decoded nor parsed.
     await raw.set_type_codec("json", schema="pg_catalog", encoder=bytes, decoder=bytes, format="binary")
+    # The driver takes the first and the last instant of a datetime for infinities; the first is Go's zero time.
+    await raw.set_type_codec(
+        "timestamptz", schema="pg_catalog", encoder=_to_microseconds, decoder=_from_microseconds, format="tuple"
+    )
+
+
+def _to_microseconds(instant: datetime) -> tuple[int]:
+    return ((instant - _EPOCH) // _MICROSECOND,)
+
+
+def _from_microseconds(found: tuple[int]) -> datetime:
+    """What PostgreSQL keeps beyond the years of a datetime, infinities too, reads as the nearest one."""
+    return _EPOCH + max(_FIRST, min(found[0], _LAST)) * _MICROSECOND
 
 
 async def _keep(raw: asyncpg.Connection[Any]) -> None:

@@ -105,6 +105,9 @@ def _scalar_problem(value: object) -> str | None:
 
 
 def _number_problem(number: int | Decimal) -> str | None:
+    written = str(number) if isinstance(number, Decimal) else ""
+    if written and len(written) < 300 and "E" not in written:
+        return None  # the usual one: so few digits, without an exponent, are within every limit
     try:
         double = float(number)
     except OverflowError:
@@ -114,7 +117,7 @@ def _number_problem(number: int | Decimal) -> str | None:
     if isinstance(number, Decimal):
         # Millions of digits would make a tuple of millions of integers. A number in double range that is written at
         # this length has too many digits after the point in any case: at most 309 stand before it.
-        long = len(str(number)) > _MAX_EXPONENT + 1_000
+        long = len(written) > _MAX_EXPONENT + 1_000
         exponent = 0 if long else number.as_tuple().exponent
         if long or not isinstance(exponent, int) or abs(exponent) > _MAX_EXPONENT:
             # (A zero with a large positive exponent ends here too: `numeric` refuses most of them.)

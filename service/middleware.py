@@ -89,7 +89,10 @@ def refused(refusal: errors.Refusal, headers: dict[str, str] | None = None) -> w
         headers["Retry-After"] = str(refusal.retry_after)
     if refusal.status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"
-    return json_answer(envelope(refusal), status=refusal.status, headers=headers)
+    answer = json_answer(envelope(refusal), status=refusal.status, headers=headers)
+    if isinstance(refusal, errors.MalformedRequest):
+        answer.force_close()  # where the next request would begin is not known
+    return answer
 
 
 def _refusal_of(raised: web.HTTPException) -> tuple[errors.Refusal, dict[str, str]]:

@@ -26,7 +26,7 @@ _NOT_CLOSED: Final = "the stream ended before the array did"
 
 _SPACE: Final = re.compile(rb"[ \t\r\n]*+")
 _STRING_REST: Final = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
-_UNBRACKETED: Final = re.compile(rb'[^",\[\]{]*+')
+_UNMARKED: Final = re.compile(rb'[^",\[\]{]*+')
 
 # What lies deeper than these levels is read once more for each of them, so there are no more than usual records have.
 _LEVELS: Final = 5
@@ -109,7 +109,8 @@ class _Held:
         self.text = io.BytesIO()
 
     def take(self, line: int) -> Record:
-        """The record, and a fresh start. (`getvalue` hands the buffer over, where a bytearray would be copied.)"""
+        """Hand the record over, and start afresh."""
+        # BytesIO gives its buffer away here; a bytearray would be copied.
         data = self.text.getvalue().rstrip(_BLANK)
         if len(data) > self.max_record:
             self.fail(f"must not be longer than {self.max_record:,} bytes")
@@ -167,44 +168,26 @@ class _Array:
         self.element = 1
         self.held = _Held(max_record)
         self.at = _At.NOTHING
+        self.begin = 0  # of what the chunk holds of the element
         self.depth = 0  # of brackets open inside the element
         self.in_string = False
         self.escaped = False  # the chunk before ended in a backslash, inside a string
 
     def feed(self, chunk: bytes) -> Iterator[Record]:
-        position = begin = 0
+        position = self.begin = 0
         while position < len(chunk):
             if self.in_string:
                 position = self._string(chunk, position)
             elif self.depth:
-                position = self._bracket(chunk, position)
-                if self.at is _At.CLOSED:
-                    self.held.add(chunk, begin, position)
-            elif self.at in (_At.END, _At.JUNK):
-                if self.at is _At.END and skip(_SPACE, chunk, position) < len(chunk):
-                    self.at = _At.JUNK
-                    yield Record(self.element, None, "nothing may follow the array")
-                return
+                position = self._bracketed(chunk, position)
             else:
-                if self.at is not _At.INSIDE:
-                    begin = position = skip(_SPACE, chunk, position)
-                if self.at is _At.NOTHING and (whole := _BRACKETED.match(chunk, position)):
-                    # The usual element: all of it lies in this chunk.
-                    position = whole.end()
-                    self.held.add(chunk, begin, position)
-                    self.at = _At.CLOSED
-                elif position < len(chunk):
-                    position = self._outside(chunk, position)
-                    if position < len(chunk):
-                        if chunk[position] in _SEPARATORS:
-                            yield from self._separator(chunk, begin, position)
-                        else:
-                            self.at = _At.INSIDE
-                            self.in_string = chunk[position] == _QUOTE
-                            self.depth = 0 if self.in_string else 1
-                        position += 1
+                position = self._plain(chunk, position)
+                if position < len(chunk):
+                    if record := self._mark(chunk, position):
+                        yield record
+                    position += 1
         if self.at is _At.INSIDE:
-            self.held.add(chunk, begin, len(chunk))
+            self.held.add(chunk, self.begin, len(chunk))
 
     def finish(self) -> Iterator[Record]:
         if self.at in (_At.END, _At.JUNK):
@@ -224,38 +207,57 @@ class _Array:
         self.in_string = end == len(chunk) or self.escaped
         return end + 1
 
-    def _bracket(self, chunk: bytes, position: int) -> int:
-        """Go on behind the next bracket that matters, or into a string that goes beyond the chunk."""
+    def _bracketed(self, chunk: bytes, position: int) -> int:
+        """Go on behind the next bracket that changes the depth, or into a string that goes beyond the chunk."""
         position = skip(_BALANCED, chunk, position)
-        if position < len(chunk):
-            byte = chunk[position]
-            if byte == _QUOTE:
-                self.in_string = True
-            else:
-                self.depth += 1 if byte in _OPENING else -1
-                if not self.depth:
-                    self.at = _At.CLOSED
-            position += 1
-        return position
+        if position == len(chunk):
+            return position
+        if chunk[position] == _QUOTE:
+            self.in_string = True
+        else:
+            self.depth += 1 if chunk[position] in _OPENING else -1
+            if not self.depth:
+                self.held.add(chunk, self.begin, position + 1)
+                self.at = _At.CLOSED
+        return position + 1
 
-    def _outside(self, chunk: bytes, position: int) -> int:
-        """Go on to the next separator, quote, or bracket that opens."""
-        if self.at is _At.CLOSED and chunk[position] not in _SEPARATORS:
+    def _plain(self, chunk: bytes, position: int) -> int:
+        """Go on to the next byte that means something outside strings and brackets."""
+        if self.at is _At.JUNK:
+            return len(chunk)
+        if self.at is not _At.INSIDE:
+            self.begin = position = skip(_SPACE, chunk, position)
+        if self.at is _At.END:
+            return position
+        if self.at is _At.NOTHING and (whole := _BRACKETED.match(chunk, position)):
+            # The usual element: all of it lies in this chunk.
+            self.held.add(chunk, position, whole.end())
+            self.at = _At.CLOSED
+            position = skip(_SPACE, chunk, whole.end())
+        end = skip(_UNMARKED, chunk, position)
+        if self.at is _At.CLOSED and position < len(chunk) and chunk[position] not in _SEPARATORS:
             self.held.fail("must be followed by a comma or the end of the array")
             self.at = _At.INSIDE
-        end = skip(_UNBRACKETED, chunk, position)
-        if end > position:
+        elif end > position:
             self.at = _At.INSIDE
         return end
 
-    def _separator(self, chunk: bytes, begin: int, position: int) -> Iterator[Record]:
-        last = chunk[position] == _END
-        if self.at is _At.NOTHING:
+    def _mark(self, chunk: bytes, position: int) -> Record | None:
+        """Take note of a separator, of a quote or bracket that opens, or of what follows the array."""
+        if self.at is _At.END:
+            self.at = _At.JUNK
+            return Record(self.element, None, "nothing may follow the array")
+        if chunk[position] not in _SEPARATORS:
+            self.at = _At.INSIDE
+            self.in_string = chunk[position] == _QUOTE
+            self.depth = 0 if self.in_string else 1
+            return None
+        before, self.at = self.at, _At.END if chunk[position] == _END else _At.NOTHING
+        if before is _At.INSIDE:
+            self.held.add(chunk, self.begin, position)
+        elif before is _At.NOTHING:
+            if self.at is _At.END and self.element == 1:
+                return None
             self.held.fail("must not be empty")
-        elif self.at is _At.INSIDE:
-            self.held.add(chunk, begin, position)
-        record = self.held.take(self.element)
-        if not (last and self.element == 1 and self.at is _At.NOTHING):
-            yield record
-            self.element += 1
-        self.at = _At.END if last else _At.NOTHING
+        self.element += 1
+        return self.held.take(self.element - 1)

@@ -52,7 +52,8 @@ OPERATIONS = (
     Route("GET", "/readyz", operations.readyz),
     Route("GET", "/metrics", operations.metrics),
     Route("GET", "/openapi.json", documents.openapi),
-    Route("GET", "/docs", documents.openapi),
+    Route("GET", "/docs", documents.docs),
+    Route("GET", "/docs/{asset}", documents.docs_asset),
 )
 
 

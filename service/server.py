@@ -126,14 +126,26 @@ class Protocol(web.RequestHandler):
         else:
             log.error("unforeseen error outside the application", exc_info=exc)
             refusal = errors.InternalError()
-        answer = _Bare(
-            body=answers.dump(answers.envelope(refusal)),
-            status=refusal.status,
-            content_type=answers.JSON,
-            headers={"Cache-Control": "no-store", "X-Request-Id": uuid.uuid4().hex},
-        )
-        answer.force_close()
-        return answer
+        return _bare(refusal)
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Send an answer. An exception for one comes from before the middleware: the Expect header cannot be met."""
+        if isinstance(resp, web.HTTPException):
+            resp = _bare(errors.MalformedRequest("The only expectation that can be met is 100-continue."))
+        return await super().finish_response(request, resp, start_time)
+
+
+def _bare(refusal: errors.Refusal) -> web.Response:
+    answer = _Bare(
+        body=answers.dump(answers.envelope(refusal)),
+        status=refusal.status,
+        content_type=answers.JSON,
+        headers={"Cache-Control": "no-store", "X-Request-Id": uuid.uuid4().hex},
+    )
+    answer.force_close()
+    return answer
 
 
 class _Bare(web.Response):

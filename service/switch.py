@@ -26,6 +26,6 @@ async def follow_request_logging(url: str, database: Database, *, gauge: Gauge) 
                         state = await request_logging.read(connection)
                     gauge.set(state.enabled)
                     await notified()
-        except errors.DatabaseUnavailable:
-            log.warning("the switch cannot be followed; trying again", seconds=_RETRY_SECONDS)
+        except errors.Refusal as problem:
+            log.warning("the switch cannot be followed; trying again", reason=problem.message, seconds=_RETRY_SECONDS)
             await asyncio.sleep(_RETRY_SECONDS)

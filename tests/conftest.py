@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -61,29 +62,34 @@ class Person:
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
-    """A PostgreSQL server of this test process's own."""
+def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of database `bridgelog` on a server of this test process's own, or on the one that TEST_SERVER_URL names."""
+    if given := os.environ.get("TEST_SERVER_URL"):
+        yield given
+        return
     with Embedded(tmp_path_factory.mktemp("postgres"), settings={"fsync": "off"}) as embedded:
-        yield embedded
+        yield embedded.url
 
 
 @pytest.fixture(scope="session")
-def url_of(server: Embedded) -> Callable[[str], str]:
+def url_of(server_url: str) -> Callable[[str], str]:
     """The URL of a database of that server, by name."""
-    return lambda name: server.url.replace("/bridgelog?", f"/{name}?", 1)
+    return lambda name: server_url.replace("/bridgelog?", f"/{name}?", 1)
 
 
 @pytest.fixture(scope="session")
 def template(url_of: Callable[[str], str]) -> str:
     """A migrated database to clone."""
+    name = f"template_{os.getpid()}"
     with psycopg.connect(url_of("postgres"), autocommit=True) as connection:
-        connection.execute("CREATE DATABASE template_migrated")
-    migrations.apply(url_of("template_migrated"))
-    return "template_migrated"
+        connection.execute(f"DROP DATABASE IF EXISTS {name}".encode())
+        connection.execute(f"CREATE DATABASE {name}".encode())
+    migrations.apply(url_of(name))
+    return name
 
 
 @pytest.fixture
-def empty_database_url(server: Embedded, url_of: Callable[[str], str]) -> Iterator[str]:
+def empty_database_url(url_of: Callable[[str], str]) -> Iterator[str]:
     """A database without any tables."""
     yield from _database(url_of, "template1")
 
@@ -95,7 +101,7 @@ def database_url(template: str, url_of: Callable[[str], str]) -> Iterator[str]:
 
 
 def _database(url_of: Callable[[str], str], template: str) -> Iterator[str]:
-    name = f"test_{next(_counter)}"
+    name = f"test_{os.getpid()}_{next(_counter)}"
     with psycopg.connect(url_of("postgres"), autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}".encode())
         yield url_of(name)

@@ -28,7 +28,7 @@ VALUES = st.recursive(
 def refusal(data: bytes) -> str:
     with pytest.raises(InvalidJSON) as caught:
         jsontext.parse(data)
-    assert caught.value.__cause__ is None and caught.value.__suppress_context__
+    assert caught.value.__suppress_context__
     return caught.value.detail
 
 
@@ -125,10 +125,12 @@ def test_what_is_not_json_is_refused_where_it_is_wrong(data: bytes, detail: str)
 @given(st.binary(max_size=40) | st.text('[]{}",:\\u0123eE-+.tnr \n', max_size=40).map(str.encode))
 @settings(derandomize=True)
 def test_any_bytes_are_read_or_refused(data: bytes) -> None:
+    detail = ""
     try:
         jsontext.parse(data)
     except InvalidJSON as error:
-        assert not error.detail.endswith("this is not JSON.")
+        detail = error.detail
+    assert not detail.endswith("this is not JSON."), "every reason has words of its own"
 
 
 @given(VALUES)
@@ -162,7 +164,7 @@ def test_dumped_text_is_compact_and_not_escaped() -> None:
         (b"[[1, ", "0"),
         (b'{"a": 1, "metadata": ', "metadata"),
         (b'{"a": "[[]", "b\\"{": {"x": [1, "]"]}, "metadata" : {"x": ', "metadata"),
-        (b'{"a": 1, "metadata": 1e99999999999999999999, "b": [' + b"7" * 5_000 + b", ", "b"),
+        (b'{"a": 1e99999999999999999999, "metadata": ' + b"7" * 5_000 + b', "b": [', "b"),
         (b'{"metadata": 1, "\xc3\xa4": ', "ä"),
         (b'[{"metadata": {}}, {"metadata": 1, "b": 2, "metadata": ', "1.metadata"),
         (b'[{"metadata": ' + b'{"a":' * 64 + b"1" + b"}" * 65 + b', {"b": ', "1.b"),
@@ -170,10 +172,10 @@ def test_dumped_text_is_compact_and_not_escaped() -> None:
         (b'[[],{"metadata": 1, "": ', "1."),
     ],
 )
-@pytest.mark.parametrize("closed", [True, False])
-def test_what_nests_too_deep_to_be_read_is_refused_on_its_member(before: bytes, field: str, closed: bool) -> None:
-    assert too_deep(before + b"[" * 20_000 + b"]" * (20_000 if closed else 0)) == field
-    assert too_deep(before + b'[{"a":' * 10_000 + b"1" + b"}]" * (10_000 if closed else 0)) == field
+@pytest.mark.parametrize("closings", [0, 10_000])
+def test_what_nests_too_deep_to_be_read_is_refused_on_its_member(before: bytes, field: str, closings: int) -> None:
+    assert too_deep(before + b"[" * 10_000 + b"]" * closings) == field
+    assert too_deep(before + b'[{"a":' * 10_000 + b"1" + b"}]" * closings) == field
 
 
 def test_a_whole_body_of_brackets_is_refused() -> None:

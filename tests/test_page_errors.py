@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
-import pytest
 from conftest import API, Client, Person
 from rows import Sql, numbered, put
 from yarl import URL
@@ -16,6 +15,72 @@ RANGE = ("Invalid pagination limit value.", "Pagination limit must be in range (
 NOBODY_S = "497f6eca-6276-4993-bfeb-53cbbbba6f08"
 NO_UUID = "00000000-0000-0000-0000-000000000000"
 LISTS = ("interceptions", "models", "clients")
+NO_INTEGERS = (
+    "-1",
+    "-0",
+    "abc",
+    "1.5",
+    "1e2",
+    "0x10",
+    "1_0",
+    "%D9%A3",  # an Arabic digit three
+    "%EF%BC%91",  # a full-width one
+    "%C2%B2",  # a superscript two
+    "+5",  # a plus in a query is a space
+    "%205",
+    "5%20",
+    "5%0A",
+    "5%00",
+    "%2B",
+    "%2B%2B5",
+    "%2B-5",
+    "2147483648",
+    "4294967296",
+    "99999999999999999999",
+    "9" * 5000,
+    "null",
+    "NaN",
+    "%FF",
+)
+NO_UUIDS = (
+    "abc",
+    "497f6eca62764993bfeb53cbbbba6f08",
+    "%7B497f6eca-6276-4993-bfeb-53cbbbba6f08%7D",
+    "urn:uuid:497f6eca-6276-4993-bfeb-53cbbbba6f08",
+    "497f6eca-6276-4993-bfeb-53cbbbba6f0",
+    "497f6eca-6276-4993-bfeb-53cbbbba6f088",
+    "497f6eca-6276-4993-bfeb-53cbbbba6f0g",
+    "497f6eca-62764-993-bfeb-53cbbbba6f08",
+    "%20497f6eca-6276-4993-bfeb-53cbbbba6f08",
+    "497f6eca-6276-4993-bfeb-53cbbbba6f08%0A",
+    "%D9%A397f6eca-6276-4993-bfeb-53cbbbba6f08",
+    "0",
+    "%00",
+    "%ED%A0%80",
+)
+NOTHING = (
+    "limit=1",
+    "limit=%2B1",
+    "limit=01",
+    "limit=1000",
+    "limit=0",
+    "limit=%2B0",
+    "limit=00",
+    "limit=",
+    "limit",
+    "offset=0",
+    "offset=",
+    "offset",
+    "offset=%2B0",
+    "q=",
+    "q",
+    "q=%20",
+    "q=+",
+    "limit=&offset=&q=&after_id=",
+    "",
+    "&&",
+)
+UNKNOWN = ("x=1", "x=1&x=2", "LIMIT=x", "Limit=1001", "page=3", "q[]=a:", "%FF=1", "=", "a%00b=c")
 
 
 async def ask(client: Client, person: Person, query: str, *, what: str = "interceptions") -> tuple[int, Any]:
@@ -43,127 +108,57 @@ NOT_A_UUID = {"field": "after_id", "detail": 'Query param "after_id" must be a v
 # -- limit -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("what", LISTS)
-@pytest.mark.parametrize("limit", ["1001", "2147483647", "%2B1001", "0001001"])
-async def test_limit_above_the_range(client: Client, owner: Person, what: str, limit: str) -> None:
-    message, detail = RANGE
-    assert await ask(client, owner, f"limit={limit}", what=what) == (400, {"message": message, "detail": detail})
+async def test_limit_above_the_range(client: Client, owner: Person) -> None:
+    for what in LISTS:
+        for limit in ("1001", "2147483647", "%2B1001", "0001001"):
+            message, detail = RANGE
+            assert await ask(client, owner, f"limit={limit}", what=what) == (
+                400,
+                {"message": message, "detail": detail},
+            )
 
 
-@pytest.mark.parametrize("what", LISTS)
-@pytest.mark.parametrize("name", ["limit", "offset"])
-@pytest.mark.parametrize(
-    "value",
-    [
-        "-1",
-        "-0",
-        "abc",
-        "1.5",
-        "1e2",
-        "0x10",
-        "1_0",
-        "%D9%A3",  # an Arabic digit three
-        "%EF%BC%91",  # a full-width one
-        "%C2%B2",  # a superscript two
-        "+5",  # a plus in a query is a space
-        "%205",
-        "5%20",
-        "5%0A",
-        "5%00",
-        "%2B",
-        "%2B%2B5",
-        "%2B-5",
-        "2147483648",
-        "4294967296",
-        "99999999999999999999",
-        "9" * 5000,
-        "null",
-        "NaN",
-        "%FF",
-    ],
-)
-async def test_what_is_no_integer(client: Client, owner: Person, what: str, name: str, value: str) -> None:
-    status, body = await ask(client, owner, f"{name}={value}", what=what)
-    assert status == 400
-    assert set(body) == {"message", "validations"}
-    assert body["message"] == INVALID
-    [validation] = body["validations"]
-    assert validation["field"] == name
-    assert validation["detail"].startswith(integer(name))
-    assert len(validation["detail"]) > len(integer(name))
-    assert len(validation["detail"]) < 300, "a value is not echoed at any length"
+async def test_what_is_no_integer(client: Client, owner: Person) -> None:
+    for what in LISTS:
+        for name in ("limit", "offset"):
+            for value in NO_INTEGERS:
+                status, body = await ask(client, owner, f"{name}={value}", what=what)
+                assert status == 400, value
+                assert set(body) == {"message", "validations"}
+                assert body["message"] == INVALID
+                [validation] = body["validations"]
+                assert validation["field"] == name
+                assert validation["detail"].startswith(integer(name))
+                assert len(validation["detail"]) > len(integer(name))
+                assert len(validation["detail"]) < 300, "a value is not echoed at any length"
 
 
-@pytest.mark.parametrize("what", LISTS)
-@pytest.mark.parametrize(
-    "query",
-    [
-        "limit=1",
-        "limit=%2B1",
-        "limit=01",
-        "limit=1000",
-        "limit=0",
-        "limit=%2B0",
-        "limit=00",
-        "limit=",
-        "limit",
-        "offset=0",
-        "offset=",
-        "offset",
-        "offset=%2B0",
-        "q=",
-        "q",
-        "q=%20",
-        "q=+",
-        "limit=&offset=&q=&after_id=",
-        "",
-        "&&",
-    ],
-)
-async def test_the_empty_and_the_zero_count_as_absent(
-    client: Client, owner: Person, sql: Sql, what: str, query: str
-) -> None:
+async def test_the_empty_and_the_zero_count_as_absent(client: Client, owner: Person, sql: Sql) -> None:
     [row] = put(sql, "interceptions", {})
-    status, body = await ask(client, owner, query, what=what)
-    assert status == 200
-    if what == "interceptions":
-        assert (len(body["results"]), body["total"]) == (1, 1)
-    else:
-        assert body == [row["model" if what == "models" else "client"]]
+    for what in LISTS:
+        for query in NOTHING:
+            status, body = await ask(client, owner, query, what=what)
+            assert status == 200, query
+            if what == "interceptions":
+                assert (len(body["results"]), body["total"]) == (1, 1)
+            else:
+                assert body == [row["model" if what == "models" else "client"]]
 
 
-@pytest.mark.parametrize("what", LISTS)
-async def test_the_largest_offset(client: Client, owner: Person, what: str) -> None:
-    status, body = await ask(client, owner, "offset=2147483647", what=what)
-    assert status == 200
-    assert body == ({"results": [], "total": 0, "count": 0} if what == "interceptions" else [])
+async def test_the_largest_offset(client: Client, owner: Person) -> None:
+    for what in LISTS:
+        status, body = await ask(client, owner, "offset=2147483647", what=what)
+        assert status == 200
+        assert body == ({"results": [], "total": 0, "count": 0} if what == "interceptions" else [])
 
 
 # -- after_id --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
-        "abc",
-        "497f6eca62764993bfeb53cbbbba6f08",
-        "%7B497f6eca-6276-4993-bfeb-53cbbbba6f08%7D",
-        "urn:uuid:497f6eca-6276-4993-bfeb-53cbbbba6f08",
-        "497f6eca-6276-4993-bfeb-53cbbbba6f0",
-        "497f6eca-6276-4993-bfeb-53cbbbba6f088",
-        "497f6eca-6276-4993-bfeb-53cbbbba6f0g",
-        "497f6eca-62764-993-bfeb-53cbbbba6f08",
-        "%20497f6eca-6276-4993-bfeb-53cbbbba6f08",
-        "497f6eca-6276-4993-bfeb-53cbbbba6f08%0A",
-        "%D9%A397f6eca-6276-4993-bfeb-53cbbbba6f08",
-        "0",
-        "%00",
-        "%ED%A0%80",
-    ],
-)
-async def test_what_is_no_uuid(client: Client, owner: Person, value: str) -> None:
-    expected = {"message": INVALID, "validations": [NOT_A_UUID]}
-    assert await ask(client, owner, f"after_id={value}") == (400, expected)
+async def test_what_is_no_uuid(client: Client, owner: Person) -> None:
+    for value in NO_UUIDS:
+        expected = {"message": INVALID, "validations": [NOT_A_UUID]}
+        assert await ask(client, owner, f"after_id={value}") == (400, expected), value
 
 
 async def test_an_unknown_cursor(client: Client, owner: Person) -> None:
@@ -201,48 +196,51 @@ async def test_a_cursor_in_upper_case(client: Client, owner: Person, sql: Sql) -
 # -- both modes ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("offset", ["1", "%2B1", "2147483647"])
-async def test_both_modes_at_once(client: Client, owner: Person, offset: str) -> None:
-    expected = {"message": INVALID, "detail": BOTH}
-    assert await ask(client, owner, f"after_id={NOBODY_S}&offset={offset}") == (400, expected)
-    assert await ask(client, owner, f"offset={offset}&after_id={NOBODY_S}") == (400, expected)
+async def test_both_modes_at_once(client: Client, owner: Person) -> None:
+    for offset in ("1", "%2B1", "2147483647"):
+        expected = {"message": INVALID, "detail": BOTH}
+        assert await ask(client, owner, f"after_id={NOBODY_S}&offset={offset}") == (400, expected)
+        assert await ask(client, owner, f"offset={offset}&after_id={NOBODY_S}") == (400, expected)
 
 
-@pytest.mark.parametrize("query", ["offset=0", "offset=", "offset", "offset=%2B0"])
-async def test_a_cursor_with_a_zero_offset(client: Client, owner: Person, sql: Sql, query: str) -> None:
+async def test_a_cursor_with_a_zero_offset(client: Client, owner: Person, sql: Sql) -> None:
     put(sql, "interceptions", {"id": numbered(1)}, {"id": numbered(2)})
-    status, body = await ask(client, owner, f"after_id={numbered(2)}&{query}")
-    assert (status, body["total"]) == (200, 2)
-    assert [result["id"] for result in body["results"]] == [str(numbered(1))]
+    for query in ("offset=0", "offset=", "offset", "offset=%2B0"):
+        status, body = await ask(client, owner, f"after_id={numbered(2)}&{query}")
+        assert (status, body["total"]) == (200, 2)
+        assert [result["id"] for result in body["results"]] == [str(numbered(1))]
 
 
-@pytest.mark.parametrize("query", [f"after_id={NO_UUID}", "after_id=", "after_id"])
-async def test_a_zero_cursor_is_none(client: Client, owner: Person, sql: Sql, query: str) -> None:
+async def test_a_zero_cursor_is_none(client: Client, owner: Person, sql: Sql) -> None:
     put(sql, "interceptions", {"id": numbered(1)}, {"id": numbered(2)})
-    status, body = await ask(client, owner, query)
-    assert (status, len(body["results"])) == (200, 2)
-    status, body = await ask(client, owner, f"{query}&offset=1")
-    assert (status, len(body["results"])) == (200, 1)
+    for query in (f"after_id={NO_UUID}", "after_id=", "after_id"):
+        status, body = await ask(client, owner, query)
+        assert (status, len(body["results"])) == (200, 2)
+        status, body = await ask(client, owner, f"{query}&offset=1")
+        assert (status, len(body["results"])) == (200, 1)
 
 
 # -- several, and their order ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["after_id", "limit", "offset", "q"])
-@pytest.mark.parametrize("values", [("", ""), ("1", "1"), ("bad bad".replace(" ", "%20"), "x"), ("", "", "")])
-async def test_a_parameter_given_more_than_once(
-    client: Client, owner: Person, name: str, values: tuple[str, ...]
-) -> None:
-    query = "&".join(f"{name}={value}" for value in values)
-    expected = {"message": INVALID, "validations": [twice(name, len(values))]}
-    assert await ask(client, owner, query) == (400, expected)
+async def test_a_parameter_given_more_than_once(client: Client, owner: Person) -> None:
+    for name in ("after_id", "limit", "offset", "q"):
+        for values in (
+            ("", ""),
+            ("1", "1"),
+            ("bad%20bad", "x"),
+            ("", "", ""),
+        ):
+            query = "&".join(f"{name}={value}" for value in values)
+            expected = {"message": INVALID, "validations": [twice(name, len(values))]}
+            assert await ask(client, owner, query) == (400, expected), query
 
 
-@pytest.mark.parametrize("what", ["models", "clients"])
-@pytest.mark.parametrize("name", ["limit", "offset", "q"])
-async def test_a_parameter_of_the_names_given_twice(client: Client, owner: Person, what: str, name: str) -> None:
-    expected = {"message": INVALID, "validations": [twice(name)]}
-    assert await ask(client, owner, f"{name}=&{name}=", what=what) == (400, expected)
+async def test_a_parameter_of_the_names_given_twice(client: Client, owner: Person) -> None:
+    for what in ("models", "clients"):
+        for name in ("limit", "offset", "q"):
+            expected = {"message": INVALID, "validations": [twice(name)]}
+            assert await ask(client, owner, f"{name}=&{name}=", what=what) == (400, expected)
 
 
 async def test_everything_wrong_at_once_in_one_order(client: Client, owner: Person) -> None:
@@ -255,9 +253,8 @@ async def test_everything_wrong_at_once_in_one_order(client: Client, owner: Pers
     assert body["validations"] == [twice("after_id"), twice("limit"), twice("offset")]
 
 
-@pytest.mark.parametrize(
-    ("query", "message", "detail"),
-    [
+async def test_which_check_comes_first(client: Client, owner: Person) -> None:
+    for query, message, detail in (
         # what cannot be read comes before both modes …
         (f"after_id={NOBODY_S}&offset=1&limit=x", INVALID, None),
         (f"after_id={NOBODY_S}&offset=1&q=a&q=b", INVALID, None),
@@ -273,41 +270,34 @@ async def test_everything_wrong_at_once_in_one_order(client: Client, owner: Pers
         (f"q=model:&after_id={NOBODY_S}", "Invalid interceptions search query.", None),
         (f"q=bad:x&after_id={NOBODY_S}", "Invalid interceptions search query.", None),
         (f"q=nosuchuser&after_id={NOBODY_S}", "Invalid interceptions search query.", None),
-    ],
-)
-async def test_which_check_comes_first(
-    client: Client, owner: Person, query: str, message: str, detail: str | None
-) -> None:
-    status, body = await ask(client, owner, query)
-    assert (status, body["message"], body.get("detail")) == (400, message, detail)
+    ):
+        status, body = await ask(client, owner, query)
+        assert (status, body["message"], body.get("detail")) == (400, message, detail), query
 
 
 async def test_sign_in_comes_before_any_of_them(client: Client) -> None:
     assert (await client.get(f"{API}/interceptions?limit=x")).status == 401
 
 
-@pytest.mark.parametrize("what", LISTS)
-@pytest.mark.parametrize("query", ["x=1", "x=1&x=2", "LIMIT=x", "Limit=1001", "page=3", "q[]=a:", "%FF=1", "=", "a%00b=c"])
-async def test_an_unknown_extra_parameter_is_ignored(
-    client: Client, owner: Person, sql: Sql, what: str, query: str
-) -> None:
+async def test_an_unknown_extra_parameter_is_ignored(client: Client, owner: Person, sql: Sql) -> None:
     put(sql, "interceptions", {})
-    status, body = await ask(client, owner, query, what=what)
-    assert status == 200
-    assert body["total"] == 1 if what == "interceptions" else len(body) == 1
+    for what in LISTS:
+        for query in UNKNOWN:
+            status, body = await ask(client, owner, query, what=what)
+            assert status == 200, query
+            assert body["total"] == 1 if what == "interceptions" else len(body) == 1
 
 
-@pytest.mark.parametrize("what", ["models", "clients"])
-async def test_names_know_no_cursor(client: Client, owner: Person, what: str) -> None:
-    assert (await ask(client, owner, "after_id=x&after_id=y&offset=1", what=what)) == (200, [])
+async def test_names_know_no_cursor(client: Client, owner: Person) -> None:
+    for what in ("models", "clients"):
+        assert (await ask(client, owner, "after_id=x&after_id=y&offset=1", what=what)) == (200, [])
 
 
 # -- q ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("query", "validations"),
-    [
+async def test_a_search_that_is_refused(client: Client, owner: Person) -> None:
+    for query, validations in (
         ("q=model:", [("q", "Query element \"model:\" cannot start or end with ':'")]),
         ("q=a:b:c", [("q", "Query element \"a:b:c\" can only contain 1 ':'")]),
         ("q=Colour:red", [("colour", '"colour" is not a valid query param')]),
@@ -316,8 +306,10 @@ async def test_names_know_no_cursor(client: Client, owner: Person, what: str) ->
             [
                 (
                     "initiator",
-                    'Query param "initiator" has invalid value: user "nobody" either does not exist, '
-                    "or you are unauthorized to view them",
+                    (
+                        'Query param "initiator" has invalid value: user "nobody" either does not exist, '
+                        "or you are unauthorized to view them"
+                    ),
                 )
             ],
         ),
@@ -326,8 +318,10 @@ async def test_names_know_no_cursor(client: Client, owner: Person, what: str) ->
             [
                 (
                     "started_after",
-                    'Query param "started_after" must be a valid date format (2006-01-02T15:04:05.999999999Z07:00): '
-                    'parsing time "INVALID" as "2006-01-02T15:04:05.999999999Z07:00": cannot parse "INVALID" as "2006"',
+                    (
+                        'Query param "started_after" must be a valid date format (2006-01-02T15:04:05.999999999Z07:00): '
+                        'parsing time "INVALID" as "2006-01-02T15:04:05.999999999Z07:00": cannot parse "INVALID" as "2006"'
+                    ),
                 )
             ],
         ),
@@ -336,8 +330,10 @@ async def test_names_know_no_cursor(client: Client, owner: Person, what: str) ->
             [
                 (
                     "started_before",
-                    'Query param "started_before" has invalid value: '
-                    '"started_before" must be after "started_after" if set',
+                    (
+                        'Query param "started_before" has invalid value: '
+                        '"started_before" must be after "started_after" if set'
+                    ),
                 )
             ],
         ),
@@ -346,53 +342,52 @@ async def test_names_know_no_cursor(client: Client, owner: Person, what: str) ->
             [
                 (
                     "initiator",
-                    'Query param "initiator" has invalid value: user "nobody" either does not exist, '
-                    "or you are unauthorized to view them",
+                    (
+                        'Query param "initiator" has invalid value: user "nobody" either does not exist, '
+                        "or you are unauthorized to view them"
+                    ),
                 ),
                 (
                     "model",
-                    'Query param "model" provided more than once, found 2 times. '
-                    "Only provide 1 instance of this query param.",
+                    (
+                        'Query param "model" provided more than once, found 2 times. '
+                        "Only provide 1 instance of this query param."
+                    ),
                 ),
                 ("zzz", '"zzz" is not a valid query param'),
             ],
         ),
-    ],
-)
-async def test_a_search_that_is_refused(
-    client: Client, owner: Person, query: str, validations: list[tuple[str, str]]
-) -> None:
-    assert await ask(client, owner, query) == (
-        400,
-        {
-            "message": "Invalid interceptions search query.",
-            "validations": [{"field": field, "detail": detail} for field, detail in validations],
-        },
-    )
+    ):
+        assert await ask(client, owner, query) == (
+            400,
+            {
+                "message": "Invalid interceptions search query.",
+                "validations": [{"field": field, "detail": detail} for field, detail in validations],
+            },
+        )
 
 
-@pytest.mark.parametrize("what", LISTS)
-async def test_the_longest_search(client: Client, owner: Person, what: str) -> None:
-    # 8,192 characters, which are more bytes.
-    longest = "%C3%A9" + "a" * (8192 - 10) + "%22%22%22%22%22%22%22%22%22"
-    status, body = await ask(client, owner, f"q={longest}", what=what)
-    assert "must not exceed" not in str(body)
-    status, body = await ask(client, owner, f"q={longest}a", what=what)
-    assert status == 400
-    assert body["message"] == f"Invalid {what} search query."
-    assert [validation["field"] for validation in body["validations"]] == ["q"]
-
-
-@pytest.mark.parametrize("what", LISTS)
-@pytest.mark.parametrize("q", ["%00", "a%00b", "model:%00", "%ED%A0%80", "%FF", "model:%FF", "%", "%zz", "%C3", "%F0%9F%98"])
-async def test_text_that_no_database_holds(client: Client, owner: Person, what: str, q: str) -> None:
-    status, body = await ask(client, owner, f"q={q}", what=what)
-    assert status in {200, 400}
-    if status == 400:
-        assert body["message"] == f"Invalid {what} search query."
-        assert body["validations"]
-    if "%00" in q:
-        assert status == 400
+async def test_text_that_no_database_holds(client: Client, owner: Person) -> None:
+    for what in LISTS:
+        for q in (
+            "%00",
+            "a%00b",
+            "model:%00",
+            "%ED%A0%80",
+            "%FF",
+            "model:%FF",
+            "%",
+            "%zz",
+            "%C3",
+            "%F0%9F%98",
+        ):
+            status, body = await ask(client, owner, f"q={q}", what=what)
+            assert status in {200, 400}, q
+            if status == 400:
+                assert body["message"] == f"Invalid {what} search query."
+                assert body["validations"]
+            if "%00" in q:
+                assert status == 400, value
 
 
 async def test_a_plus_in_a_search_is_a_space(client: Client, owner: Person, sql: Sql) -> None:

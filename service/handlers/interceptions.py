@@ -34,11 +34,9 @@ async def list_interceptions(request: web.Request) -> web.Response:
         )
     results = found[: page.limit]
     if cursor is None:
-        links = offset_links(request.rel_url, page=page, total=total)
+        links = offset_links(page, total=total)
     else:
-        links = cursor_links(
-            request.rel_url, page=page, following=_id(results[-1]) if len(found) > len(results) else None
-        )
+        links = cursor_links(page, following=_id(results[-1]) if len(found) > len(results) else None)
     body = b'{"results":[%b],"total":%d,"count":%d}' % (b",".join(results), total, total)
     return json_text(body, headers=links)
 

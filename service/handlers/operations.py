@@ -35,4 +35,5 @@ async def readyz(request: web.Request) -> web.Response:
 
 async def metrics(request: web.Request) -> web.Response:
     """The metrics in Prometheus's text format."""
-    return web.Response(body=request.app[METRICS].expose(), headers={"Content-Type": _METRICS_TYPE})
+    headers = {"Content-Type": _METRICS_TYPE, "Cache-Control": "no-store"}
+    return web.Response(body=request.app[METRICS].expose(), headers=headers)

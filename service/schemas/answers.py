@@ -1,5 +1,4 @@
-"""The shapes of answers. Nothing is dumped through them: they are what the OpenAPI document says, and tests hold real
-answers against them.
+"""The shapes of answers, for the OpenAPI document. Nothing is dumped through them; tests hold real answers against them.
 
 The members of an interception are the columns of sql/interceptions/list_matching.sql.
 """
@@ -44,9 +43,7 @@ class TokenUsage(_Child):
     cache_read_input_tokens = Tokens(
         required=True, metadata={"description": "Tokens read from the provider's cache; 0 where unknown."}
     )
-    cache_write_input_tokens = Tokens(
-        required=True, metadata={"description": "Tokens written to it; 0 where unknown."}
-    )
+    cache_write_input_tokens = Tokens(required=True, metadata={"description": "Tokens written to it; 0 where unknown."})
 
 
 class ToolUsage(_Child):
@@ -142,9 +139,7 @@ class ImportReport(Answer):
         required=True, strict=True, validate=Range(min=0), metadata={"description": "Stored before, with this content."}
     )
     rejected_total = fields.Integer(required=True, strict=True, validate=Range(min=0))
-    rejected = Array(
-        fields.Nested(RejectedRecord), required=True, metadata={"description": "The first 1,000 of them."}
-    )
+    rejected = Array(fields.Nested(RejectedRecord), required=True, metadata={"description": "The first 1,000 of them."})
 
 
 class RequestLoggingState(Answer):

@@ -12,5 +12,7 @@ FROM jsonb_array_elements(:sent::jsonb) WITH ORDINALITY AS sent (body, position)
 INNER JOIN aibridge_tool_usages AS stored ON (sent.body ->> 'id')::uuid = stored.id
 CROSS JOIN LATERAL jsonb_each(sent.body) AS member
 WHERE coalesce(nullif(to_jsonb(stored) -> member.key, 'null'), '""')
-    IS DISTINCT FROM coalesce(nullif(to_jsonb(jsonb_populate_record(NULL::aibridge_tool_usages, sent.body)) -> member.key, 'null'), '""')
+    IS DISTINCT FROM coalesce(
+        nullif(to_jsonb(jsonb_populate_record(NULL::aibridge_tool_usages, sent.body)) -> member.key, 'null'), '""'
+    )
 ORDER BY sent.position ASC, member.key ASC

@@ -1,7 +1,8 @@
 -- insert_interceptions: the interceptions whose id is not stored yet, their threads found.
 --
 -- An interception that answers a tool call has the interception that recorded this call as its parent: the newest such
--- call of the same initiator. One array an attribute; a row is what stands at one position.
+-- call of the same initiator. One array an attribute; a row is what stands at one position, and of several rows with one
+-- id the first counts.
 --
 -- param   id                        uuid[]         ids
 -- param   initiator_id              uuid[]         who caused them
@@ -59,7 +60,7 @@ FROM unnest(
     :ended_at::timestamptz[],
     :client_session_id::text[],
     :correlating_tool_call_id::text[]
-) AS sent (
+) WITH ORDINALITY AS sent (
     id,
     initiator_id,
     api_key_id,
@@ -71,7 +72,8 @@ FROM unnest(
     started_at,
     ended_at,
     client_session_id,
-    correlating_tool_call_id
+    correlating_tool_call_id,
+    position
 )
 LEFT JOIN LATERAL (
     SELECT
@@ -84,6 +86,6 @@ LEFT JOIN LATERAL (
     ORDER BY aibridge_tool_usages.created_at DESC, aibridge_tool_usages.id DESC
     LIMIT 1
 ) AS parent ON TRUE
-ORDER BY sent.id ASC
+ORDER BY sent.id ASC, sent.position ASC
 ON CONFLICT (id) DO NOTHING
 RETURNING id

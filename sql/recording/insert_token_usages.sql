@@ -1,4 +1,5 @@
--- insert_token_usages: the token usages that are not stored yet. One array an attribute.
+-- insert_token_usages: the token usages that are not stored yet. One array an attribute; of several rows with one id the
+-- first counts.
 --
 -- param   id                        uuid[]         ids
 -- param   interception_id           uuid[]         the interceptions that own them
@@ -42,7 +43,7 @@ FROM unnest(
     :cache_write_input_tokens::bigint[],
     :metadata::jsonb[],
     :created_at::timestamptz[]
-) AS sent (
+) WITH ORDINALITY AS sent (
     id,
     interception_id,
     provider_response_id,
@@ -51,8 +52,9 @@ FROM unnest(
     cache_read_input_tokens,
     cache_write_input_tokens,
     metadata,
-    created_at
+    created_at,
+    position
 )
-ORDER BY id ASC
+ORDER BY id ASC, position ASC
 ON CONFLICT (id) DO NOTHING
 RETURNING id

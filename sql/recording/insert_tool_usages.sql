@@ -1,4 +1,5 @@
--- insert_tool_usages: the tool usages that are not stored yet. One array an attribute.
+-- insert_tool_usages: the tool usages that are not stored yet. One array an attribute; of several rows with one id the
+-- first counts.
 --
 -- param   id                     uuid[]         ids
 -- param   interception_id        uuid[]         the interceptions that own them
@@ -50,7 +51,7 @@ FROM unnest(
     :invocation_error::text[],
     :metadata::jsonb[],
     :created_at::timestamptz[]
-) AS sent (
+) WITH ORDINALITY AS sent (
     id,
     interception_id,
     provider_response_id,
@@ -61,8 +62,9 @@ FROM unnest(
     injected,
     invocation_error,
     metadata,
-    created_at
+    created_at,
+    position
 )
-ORDER BY id ASC
+ORDER BY id ASC, position ASC
 ON CONFLICT (id) DO NOTHING
 RETURNING id

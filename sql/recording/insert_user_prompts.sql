@@ -1,4 +1,5 @@
--- insert_user_prompts: the user prompts that are not stored yet. One array an attribute.
+-- insert_user_prompts: the user prompts that are not stored yet. One array an attribute; of several rows with one id the
+-- first counts.
 --
 -- param   id                    uuid[]         ids
 -- param   interception_id       uuid[]         the interceptions that own them
@@ -30,14 +31,15 @@ FROM unnest(
     :prompt::text[],
     :metadata::jsonb[],
     :created_at::timestamptz[]
-) AS sent (
+) WITH ORDINALITY AS sent (
     id,
     interception_id,
     provider_response_id,
     prompt,
     metadata,
-    created_at
+    created_at,
+    position
 )
-ORDER BY id ASC
+ORDER BY id ASC, position ASC
 ON CONFLICT (id) DO NOTHING
 RETURNING id

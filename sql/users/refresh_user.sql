@@ -12,7 +12,7 @@
 INSERT INTO users (id, username, name, avatar_url, created_at, updated_at)
 SELECT
     :user_id AS id,
-    :username AS username,
+    :username,
     coalesce(:name, '') AS name,
     coalesce(:avatar_url, '') AS avatar_url,
     :seen_at AS created_at,

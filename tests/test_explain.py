@@ -1,0 +1,311 @@
+"""The claims of the files below sql/, held against PostgreSQL: types, indexes, and plans of the service's own sessions."""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import json
+import re
+import subprocess
+from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import psycopg
+import pytest
+from rows import Sql
+
+import service
+from service import migrations, statements
+from service.db import SESSION
+from service.embedded import binaries_directory
+from service.resources import directory
+from service.statements import Statement
+
+STATEMENTS = statements.load()
+ROOT = directory("sql")
+SERVICE = Path(service.__file__).parent
+BY_NAME = pytest.mark.parametrize("name", sorted(STATEMENTS))
+
+# What cannot be prepared, since the protocol knows no parameters of it, or what no transaction may hold.
+UTILITIES = {"request_logging/lock_state", "demo/analyze_records", "demo/vacuum_interceptions"}
+OUTSIDE_TRANSACTIONS = {"demo/vacuum_interceptions"}
+
+# One value of each type that a file declares.
+VALUES = {
+    "uuid": "'497f6eca-6276-4993-bfeb-53cbbbba6f08'",
+    "text": "'active'",
+    "bytea": r"'\x00'",
+    "boolean": "TRUE",
+    "integer": "1",
+    "bigint": "1",
+    "timestamptz": "'2026-03-01T10:00:00Z'",
+    "jsonb": "'[]'",
+    "uuid[]": "'{}'",
+    "text[]": "'{}'",
+    "bigint[]": "'{}'",
+    "boolean[]": "'{}'",
+    "jsonb[]": "'{}'",
+    "timestamptz[]": "'{}'",
+}
+
+
+def full(statement: Statement) -> frozenset[str]:
+    return frozenset(statement.params)
+
+
+def least(statement: Statement) -> frozenset[str]:
+    return frozenset(name for name, param in statement.params.items() if not param.optional)
+
+
+def renderings(statement: Statement) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """The text with all optional lines, with none, and with each parameter alone."""
+    optional = full(statement) - least(statement)
+    seen = set()
+    for given in (optional, *({name} for name in optional), set[str]()):
+        text, order = statement.render(least(statement) | frozenset(given))
+        if text not in seen:
+            seen.add(text)
+            yield text, order
+
+
+@pytest.fixture(scope="module")
+def shared_url(template: str, url_of: Callable[[str], str]) -> Iterator[str]:
+    """A migrated database for all tests here: they leave nothing behind."""
+    with psycopg.connect(url_of("postgres"), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE explained TEMPLATE {template}".encode())
+    yield url_of("explained")
+    with psycopg.connect(url_of("postgres"), autocommit=True) as connection:
+        connection.execute("DROP DATABASE explained WITH (FORCE)")
+
+
+@pytest.fixture
+async def raw(shared_url: str) -> AsyncIterator[asyncpg.Connection[Any]]:
+    """A session such as the service's."""
+    connection = await asyncpg.connect(shared_url, server_settings=SESSION)
+    yield connection
+    await connection.close()
+
+
+async def oid(raw: asyncpg.Connection[Any], type_name: str) -> int:
+    found = await raw.fetchval("SELECT to_regtype($1)::oid", type_name)
+    assert found, f"PostgreSQL knows no type {type_name}"
+    return int(found)
+
+
+# -- headers ---------------------------------------------------------------------------------------------------------
+
+
+@BY_NAME
+async def test_the_types_in_the_header_are_those_that_postgresql_infers(
+    raw: asyncpg.Connection[Any], name: str
+) -> None:
+    statement = STATEMENTS[name]
+    if name in UTILITIES:
+        assert not statement.params
+        assert statement.result == "none"
+        return
+    for text, order in renderings(statement):
+        prepared = await raw.prepare(text)
+        declared = [(param, await oid(raw, statement.params[param].type)) for param in order]
+        inferred = [found.oid for found in prepared.get_parameters()]
+        assert declared == list(zip(order, inferred, strict=True))
+        columns = [(column, await oid(raw, kind)) for column, kind in statement.columns.items()]
+        assert [(attribute.name, attribute.type.oid) for attribute in prepared.get_attributes()] == columns
+
+
+@pytest.mark.parametrize("name", sorted(name for name, statement in STATEMENTS.items() if statement.indexes))
+def test_the_promised_index_is_used(shared_url: str, name: str) -> None:
+    statement = STATEMENTS[name]
+    text, _ = statement.render(full(statement))
+    with psycopg.connect(shared_url, options="-c enable_seqscan=off -c jit=off") as connection:
+        rows = connection.execute(f"EXPLAIN (GENERIC_PLAN) {text}".encode()).fetchall()
+    plan = "\n".join(line for (line,) in rows)
+    for index in statement.indexes:
+        assert re.search(rf"\b{index}\b", plan), plan
+
+
+# -- psql ------------------------------------------------------------------------------------------------------------
+
+
+@BY_NAME
+def test_psql_runs_the_file_as_it_stands(shared_url: str, name: str) -> None:
+    statement = STATEMENTS[name]
+    variables = [
+        argument
+        for param, declared in statement.params.items()
+        for argument in ("-v", f"{param}={VALUES[declared.type]}")
+    ]
+    # A user whom rows may refer to, where they do.
+    script = f"\\i {ROOT / name}.sql\n"
+    if name not in OUTSIDE_TRANSACTIONS:
+        user = "INSERT INTO users (id, username) VALUES (:'somebody', 'somebody');\n"
+        script = f"BEGIN;\n{'' if name.startswith('users/') else user}{script}ROLLBACK;\n"
+    done = subprocess.run(
+        [
+            binaries_directory() / "psql",
+            "--no-psqlrc",
+            "--quiet",
+            "--set=ON_ERROR_STOP=1",
+            f"--set=somebody={VALUES['uuid'][1:-1]}",
+            *variables,
+            shared_url,
+        ],
+        input=script,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.stderr == ""
+    assert done.returncode == 0
+
+
+# -- code and files --------------------------------------------------------------------------------------------------
+
+VERBS = {"rows", "row", "value", "run"}
+
+
+def names_in_code() -> Iterator[tuple[str, str]]:
+    """Each name of a statement that the code speaks of, as a pattern: an f-string may mean several."""
+    for path in SERVICE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in VERBS):
+                continue
+            match node.args[:1]:
+                case [ast.Constant(value=str(name))] if "/" in name:
+                    yield f"{path.name}:{node.lineno}", re.escape(name)
+                case [ast.JoinedStr(values=parts)]:
+                    pattern = "".join(
+                        re.escape(str(part.value)) if isinstance(part, ast.Constant) else "[a-z_]+" for part in parts
+                    )
+                    yield f"{path.name}:{node.lineno}", pattern
+
+
+def test_every_statement_that_the_code_names_exists() -> None:
+    named = list(names_in_code())
+    assert len(named) > 20
+    for place, pattern in named:
+        assert any(re.fullmatch(pattern, name) for name in STATEMENTS), f"{place}: {pattern}"
+
+
+def test_every_statement_is_used() -> None:
+    patterns = [pattern for _, pattern in names_in_code()]
+    assert [name for name in STATEMENTS if not any(re.fullmatch(pattern, name) for pattern in patterns)] == []
+
+
+def test_there_is_no_sql_in_python() -> None:
+    sql = re.compile(r"\b(SELECT\s.+\sFROM|INSERT\s+INTO|UPDATE\s.+\sSET|DELETE\s+FROM)\b", re.DOTALL)
+    for path in SERVICE.rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        documents = {ast.get_docstring(node, clean=False) for node in ast.walk(tree) if isinstance(node, DOCUMENTED)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value not in documents:
+                # migrations asks yoyo's own table before there is any schema
+                assert not sql.search(node.value) or path.name == Path(migrations.__file__).name, (path, node.lineno)
+
+
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+# -- plans -----------------------------------------------------------------------------------------------------------
+
+FILTERS: dict[str, object] = {
+    "visible_to": UUID(int=7),
+    "initiator_id": UUID(int=7),
+    "provider": "provider-1",
+    "provider_name": "name-1",
+    "model": "model-1",
+    "client": "client-1",
+    "started_after": datetime(2026, 2, 1, tzinfo=UTC),
+    "started_before": datetime(2026, 2, 1, tzinfo=UTC),
+}
+CURSOR: dict[str, object] = {"cursor_started_at": datetime(2026, 2, 1, tzinfo=UTC), "cursor_id": UUID(int=9)}
+
+
+@pytest.fixture
+def twenty_thousand(sql: Sql) -> None:
+    """As many interceptions, of a hundred initiators, evenly spread over everything that can be asked for."""
+    sql(
+        """
+        INSERT INTO aibridge_interceptions
+            (id, initiator_id, provider, provider_name, model, client, started_at, ended_at)
+        SELECT
+            gen_random_uuid(), lpad(to_hex(n % 100), 32, '0')::uuid, 'provider-' || n % 3, 'name-' || n % 5,
+            'model-' || n % 20, nullif('client-' || n % 10, 'client-0'),
+            timestamptz '2026-01-01Z' + n * interval '5 minutes',
+            CASE WHEN n % 50 > 0 THEN timestamptz '2026-01-01Z' + n * interval '5 minutes' + interval '9 seconds' END
+        FROM generate_series(1, 20000) AS n
+        """
+    )
+    sql(
+        """
+        INSERT INTO aibridge_token_usages
+            (id, interception_id, provider_response_id, input_tokens, output_tokens, created_at)
+        SELECT gen_random_uuid(), id, 'r', 1, 1, started_at FROM aibridge_interceptions
+        """
+    )
+    sql("VACUUM ANALYZE")
+
+
+async def plan_of(url: str, name: str, values: dict[str, object]) -> tuple[str, list[dict[str, Any]]]:
+    """The plan that a session of the service runs, as text and as all of its nodes."""
+    connection = await asyncpg.connect(url, server_settings=SESSION)
+    try:
+        text, arguments = STATEMENTS[name].bind(values)
+        types = ", ".join(kind.name for kind in (await connection.prepare(text)).get_parameters())
+        await connection.execute(f"PREPARE asked ({types}) AS {text}")
+        literals = await connection.fetchval(
+            "SELECT string_agg(quote_literal(value), ', ' ORDER BY place) "
+            "FROM unnest($1::text[]) WITH ORDINALITY AS given (value, place)",
+            [str(argument) for argument in arguments],
+        )
+        [[found]] = await connection.fetch(f"EXPLAIN (FORMAT JSON) EXECUTE asked ({literals})")
+    finally:
+        await connection.close()
+    nodes = []
+    pending = [json.loads(found)[0]["Plan"]]
+    while pending:
+        node = pending.pop()
+        nodes.append(node)
+        pending += node.get("Plans", [])
+    return json.dumps(json.loads(found), indent=1), nodes
+
+
+@pytest.mark.usefixtures("twenty_thousand")
+async def test_no_page_reads_the_whole_table(database_url: str) -> None:
+    paging: tuple[dict[str, object], ...] = ({}, CURSOR, {"skip": 100})
+    asked = [
+        *({key: value} for key, value in FILTERS.items()),
+        {},
+        {"visible_to": UUID(int=7), "model": "model-1"},
+        {"started_after": FILTERS["started_after"], "started_before": datetime(2026, 2, 2, tzinfo=UTC)},
+    ]
+    for filters, page in itertools.product(asked, paging):
+        values: dict[str, object] = {"page_size": 100} | filters | page
+        text, nodes = await plan_of(database_url, "interceptions/list_matching", values)
+        scans = [node for node in nodes if node.get("Relation Name", "").startswith("aibridge_")]
+        assert scans
+        for node in scans:
+            assert "Seq Scan" not in node["Node Type"], (values, node, text)
+
+
+@pytest.mark.usefixtures("twenty_thousand")
+async def test_no_lookup_reads_the_whole_table(database_url: str) -> None:
+    for name, values in (
+        ("interceptions/find_cursor", {"interception_id": UUID(int=9)}),
+        ("interceptions/find_cursor", {"interception_id": UUID(int=9), "visible_to": UUID(int=7)}),
+        ("names/list_models", {"prefix": "", "page_size": 100, "skip": 0}),
+        ("names/list_models", {"prefix": "m", "page_size": 100, "skip": 0, "visible_to": UUID(int=7)}),
+        ("names/list_clients", {"prefix": "", "page_size": 100, "skip": 0}),
+        ("names/list_clients", {"prefix": "c", "page_size": 100, "skip": 0, "visible_to": UUID(int=7)}),
+        ("interceptions/count_matching", {"visible_to": UUID(int=7)}),
+        ("interceptions/count_matching", {"initiator_id": UUID(int=7), "model": "model-1"}),
+    ):
+        text, nodes = await plan_of(database_url, name, dict(values))
+        for node in nodes:
+            if node.get("Relation Name") == "aibridge_interceptions":
+                assert node["Node Type"] in {"Index Scan", "Index Only Scan", "Bitmap Heap Scan"}, (values, text)

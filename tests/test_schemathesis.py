@@ -1,0 +1,145 @@
+"""schemathesis takes the OpenAPI document at its word: it makes up requests, valid and invalid, and judges the answers."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import requests
+import schemathesis
+from aiohttp import web
+from conftest import Person
+from hypothesis import HealthCheck
+from hypothesis import settings as bounded
+from schemathesis.checks import CHECKS, load_all_checks
+from schemathesis.config import SchemathesisConfig
+
+from service import openapi, routes
+from service.app import build_app
+from service.identifiers import parse_uuid
+from service.schemas import examples
+from service.server import Site
+from service.settings import Settings
+
+Case = schemathesis.Case[Any]
+
+load_all_checks()
+document = schemathesis.openapi.from_dict(
+    openapi.document(),
+    config=SchemathesisConfig.from_dict(
+        {
+            # That metadata cannot hold U+0000, at any depth, is told in prose.
+            "generation": {"allow-x00": False},
+            "checks": {
+                # 431: a query that is as long as allowed may, percent-encoded, be longer than a request line may be.
+                "positive_data_acceptance": {"expected-statuses": ["2xx", "404", "409", "431"]},
+                "negative_data_rejection": {"expected-statuses": ["400", "404", "431"]},
+            },
+            "phases": {"coverage": {"generate-duplicate-query-parameters": True}},
+            "output": {"sanitization": {"enabled": False}},
+        }
+    ),
+)
+
+# What a body is refused for that is valid by its schema: how its members relate, to each other or to what is stored.
+RELATIONS = {
+    "ended_at": "must not be before started_at",
+    "initiator.id": "must equal initiator_id where both are given",
+    "interception_id": "must be the id of the interception",
+}
+# Likewise a query: the search language is no JSON Schema, and users and interceptions have to exist.
+QUERY_REFUSALS = {
+    "Invalid clients search query.",
+    "Invalid interceptions search query.",
+    "Invalid models search query.",
+    "Invalid pagination cursor.",
+}
+ONE_MODE_ONLY = "Cannot use both after_id and offset pagination in the same request."
+
+
+@schemathesis.serializer("application/x-ndjson")
+def ndjson(ctx: schemathesis.SerializationContext, value: Any) -> bytes:
+    return value if isinstance(value, bytes) else str(value).encode()
+
+
+@pytest.fixture
+def live_url(database_url: str, settings: Settings, owner: Person) -> Iterator[str]:
+    """The service with one interception, in a thread of its own: schemathesis sends its requests from the test's."""
+    loop = asyncio.new_event_loop()
+    runner = web.AppRunner(build_app(settings, database_url=database_url), access_log=None)
+
+    async def start() -> str:
+        await runner.setup()
+        site = Site(runner, "127.0.0.1", 0)
+        await site.start()
+        return site.name.rpartition(":")[0] + f":{site.bound_port}"
+
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        url = asyncio.run_coroutine_threadsafe(start(), loop).result(30)
+        recorded = requests.post(
+            f"{url}{routes.PREFIXES[0]}/interceptions", json=examples.RUNNING, headers=owner.headers, timeout=30
+        )
+        assert recorded.status_code == 201, recorded.text
+        yield url
+    finally:
+        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(30)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(30)
+        loop.close()
+
+
+# The requests of one call share its service, since no promise depends on what was sent before.
+@document.parametrize()
+@bounded(max_examples=25, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_call_keeps_to_the_document(case: Case, live_url: str, owner: Person) -> None:
+    if parse_uuid(str(case.path_parameters.get("interception_id"))):
+        case.path_parameters["interception_id"] = examples.RUNNING_ID  # one that is made up would be unknown
+    case.body = whole_numbers(case.body)
+    base_url = live_url if "servers" in case.operation.definition.raw else live_url + routes.PREFIXES[0]
+    response = case.call(base_url=base_url, headers=owner.headers)
+    case.validate_response(
+        response,
+        headers=owner.headers,
+        excluded_checks=list(excused_checks(case, response)),
+        transport_kwargs={"base_url": base_url},
+    )
+
+
+def excused_checks(case: Case, response: schemathesis.Response) -> Iterator[Any]:
+    """The checks that an answer need not pass, for reasons that the document tells, though not in a schema."""
+    if response.status_code == 400 and is_refused_for_relations(response.json()):
+        yield CHECKS.get_one("positive_data_acceptance")
+    if response.status_code == 200 and set(case.query or ()) - {parameter.name for parameter in case.operation.query}:
+        # A parameter that is not known is ignored.
+        yield CHECKS.get_one("negative_data_rejection")
+    if response.status_code == 200 and case.path == "/interceptions/import":
+        report = response.json()
+        # What is invalid is rejected in the report. An empty stream is none, and of lines the schema says nothing.
+        if report["rejected_total"] or not response.request.body or case.media_type != "application/json":
+            yield CHECKS.get_one("negative_data_rejection")
+
+
+def is_refused_for_relations(refusal: dict[str, Any]) -> bool:
+    if refusal["message"] in QUERY_REFUSALS or refusal.get("detail") == ONE_MODE_ONLY:
+        return True
+    return bool(refusal.get("validations")) and all(
+        any(
+            f".{wrong['field']}".endswith(f".{field}") and wrong["detail"].startswith(detail)
+            for field, detail in RELATIONS.items()
+        )
+        for wrong in refusal["validations"]
+    )
+
+
+def whole_numbers(value: Any) -> Any:
+    """A value whose integers are written as such: to JSON Schema 1.0 is an integer too, and no schema can forbid it."""
+    if isinstance(value, dict):
+        return {name: whole_numbers(member) for name, member in value.items()}
+    if isinstance(value, list):
+        return [whole_numbers(element) for element in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
