@@ -46,7 +46,8 @@ answered; else one is made.
 
 **Values.** Instants are RFC 3339, answered in UTC and kept to the microsecond. UUIDs are read in either case and answered
 in lower case; the all-zero one is none. Text, that of metadata included, cannot hold U+0000; metadata nests 64 levels at
-most and holds numbers within the range of double precision. Integers have no fraction, not even `.0`. Bodies may come compressed (gzip, deflate).
+most and holds numbers within the range of double precision. Integers have no fraction, not even `.0`. Bodies may come
+compressed (gzip, deflate).
 """
 
 _TAGS = {

@@ -32,7 +32,9 @@ Sql = Callable[..., list[tuple[Any, ...]]]
 
 PROCESSES = 8
 USERS = 5
-SECONDS = 60.0 if os.environ.get("BRIDGELOG_TEST_SOAK") == "1" else float(os.environ.get("BRIDGELOG_TEST_SECONDS", "15"))
+SECONDS = (
+    60.0 if os.environ.get("BRIDGELOG_TEST_SOAK") == "1" else float(os.environ.get("BRIDGELOG_TEST_SECONDS", "15"))
+)
 
 
 @pytest.fixture
@@ -167,9 +169,7 @@ async def test_without_the_lock_two_ends_would_both_win(
 
 async def import_in_a_deadlock(recorder: Recorder, monkeypatch: pytest.MonkeyPatch, sql: Sql) -> list[int]:
     """Two imports, each of which holds a username that the other wants next."""
-    sql(
-        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.3); RETURN NEW; END $$"
-    )
+    sql("CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.3); RETURN NEW; END $$")
     sql("CREATE TRIGGER slow BEFORE INSERT ON users FOR EACH ROW EXECUTE FUNCTION slow()")
     first, second, third, fourth = sorted(str(uuid4()) for _ in range(4))
     streams = [

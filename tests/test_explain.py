@@ -16,7 +16,6 @@ from uuid import UUID
 import asyncpg
 import psycopg
 import pytest
-from rows import Sql
 
 import service
 from service import migrations, statements
@@ -42,7 +41,7 @@ VALUES = {
     "boolean": "TRUE",
     "integer": "1",
     "bigint": "1",
-    "timestamptz": "'2026-03-01T10:00:00Z'",
+    "timestamptz": "'2026-03-01T10:00:00Z'::timestamptz",
     "jsonb": "'[]'",
     "uuid[]": "'{}'",
     "text[]": "'{}'",
@@ -51,6 +50,41 @@ VALUES = {
     "jsonb[]": "'{}'",
     "timestamptz[]": "'{}'",
 }
+
+# The demo needs somebody to initiate it.
+OTHERS = {("demo/insert_interceptions", "user_ids"): "'{497f6eca-6276-4993-bfeb-53cbbbba6f08}'"}
+
+# 20,000 interceptions of a hundred initiators, evenly spread over everything that can be asked for.
+FILL = """
+    INSERT INTO users (id, username)
+    SELECT lpad(to_hex(n), 32, '0')::uuid, 'user-' || n FROM generate_series(0, 999) AS n;
+
+    INSERT INTO api_keys (id, hashed_secret, user_id, expires_at, last_used)
+    SELECT lpad(to_hex(n), 10, '0'), '', lpad(to_hex(n), 32, '0')::uuid, now(), now() FROM generate_series(0, 999) AS n;
+
+    INSERT INTO aibridge_interceptions
+        (id, initiator_id, provider, provider_name, model, client, started_at, ended_at)
+    SELECT
+        gen_random_uuid(), lpad(to_hex(n % 100), 32, '0')::uuid, 'provider-' || n % 3, 'name-' || n % 5,
+        'model-' || n % 20, nullif('client-' || n % 10, 'client-0'),
+        timestamptz '2026-01-01Z' + n * interval '5 minutes',
+        CASE WHEN n % 50 > 0 THEN timestamptz '2026-01-01Z' + n * interval '5 minutes' + interval '9 seconds' END
+    FROM generate_series(1, 20000) AS n;
+
+    INSERT INTO aibridge_token_usages
+        (id, interception_id, provider_response_id, input_tokens, output_tokens, created_at)
+    SELECT gen_random_uuid(), id, 'r', 1, 1, started_at FROM aibridge_interceptions;
+
+    INSERT INTO aibridge_user_prompts (id, interception_id, provider_response_id, prompt, created_at)
+    SELECT gen_random_uuid(), id, 'r', 'p', started_at FROM aibridge_interceptions;
+
+    INSERT INTO aibridge_tool_usages
+        (id, interception_id, provider_response_id, provider_tool_call_id, tool, input, created_at)
+    SELECT gen_random_uuid(), id, 'r', id::text, 't', '{}', started_at FROM aibridge_interceptions;
+
+    INSERT INTO aibridge_model_thoughts (interception_id, content, created_at)
+    SELECT id, 'c', started_at FROM aibridge_interceptions
+"""
 
 
 def full(statement: Statement) -> frozenset[str]:
@@ -74,9 +108,12 @@ def renderings(statement: Statement) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 @pytest.fixture(scope="module")
 def shared_url(template: str, url_of: Callable[[str], str]) -> Iterator[str]:
-    """A migrated database for all tests here: they leave nothing behind."""
+    """A migrated and filled database for all tests here: they leave nothing behind."""
     with psycopg.connect(url_of("postgres"), autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE explained TEMPLATE {template}".encode())
+    with psycopg.connect(url_of("explained"), autocommit=True) as connection:
+        connection.execute(FILL)
+        connection.execute("VACUUM ANALYZE")
     yield url_of("explained")
     with psycopg.connect(url_of("postgres"), autocommit=True) as connection:
         connection.execute("DROP DATABASE explained WITH (FORCE)")
@@ -137,7 +174,7 @@ def test_psql_runs_the_file_as_it_stands(shared_url: str, name: str) -> None:
     variables = [
         argument
         for param, declared in statement.params.items()
-        for argument in ("-v", f"{param}={VALUES[declared.type]}")
+        for argument in ("-v", f"{param}={OTHERS.get((name, param), VALUES[declared.type])}")
     ]
     # A user whom rows may refer to, where they do.
     script = f"\\i {ROOT / name}.sql\n"
@@ -226,31 +263,6 @@ FILTERS: dict[str, object] = {
 CURSOR: dict[str, object] = {"cursor_started_at": datetime(2026, 2, 1, tzinfo=UTC), "cursor_id": UUID(int=9)}
 
 
-@pytest.fixture
-def twenty_thousand(sql: Sql) -> None:
-    """As many interceptions, of a hundred initiators, evenly spread over everything that can be asked for."""
-    sql(
-        """
-        INSERT INTO aibridge_interceptions
-            (id, initiator_id, provider, provider_name, model, client, started_at, ended_at)
-        SELECT
-            gen_random_uuid(), lpad(to_hex(n % 100), 32, '0')::uuid, 'provider-' || n % 3, 'name-' || n % 5,
-            'model-' || n % 20, nullif('client-' || n % 10, 'client-0'),
-            timestamptz '2026-01-01Z' + n * interval '5 minutes',
-            CASE WHEN n % 50 > 0 THEN timestamptz '2026-01-01Z' + n * interval '5 minutes' + interval '9 seconds' END
-        FROM generate_series(1, 20000) AS n
-        """
-    )
-    sql(
-        """
-        INSERT INTO aibridge_token_usages
-            (id, interception_id, provider_response_id, input_tokens, output_tokens, created_at)
-        SELECT gen_random_uuid(), id, 'r', 1, 1, started_at FROM aibridge_interceptions
-        """
-    )
-    sql("VACUUM ANALYZE")
-
-
 async def plan_of(url: str, name: str, values: dict[str, object]) -> tuple[str, list[dict[str, Any]]]:
     """The plan that a session of the service runs, as text and as all of its nodes."""
     connection = await asyncpg.connect(url, server_settings=SESSION)
@@ -275,8 +287,7 @@ async def plan_of(url: str, name: str, values: dict[str, object]) -> tuple[str, 
     return json.dumps(json.loads(found), indent=1), nodes
 
 
-@pytest.mark.usefixtures("twenty_thousand")
-async def test_no_page_reads_the_whole_table(database_url: str) -> None:
+async def test_no_page_reads_the_whole_table(shared_url: str) -> None:
     paging: tuple[dict[str, object], ...] = ({}, CURSOR, {"skip": 100})
     asked = [
         *({key: value} for key, value in FILTERS.items()),
@@ -286,15 +297,14 @@ async def test_no_page_reads_the_whole_table(database_url: str) -> None:
     ]
     for filters, page in itertools.product(asked, paging):
         values: dict[str, object] = {"page_size": 100} | filters | page
-        text, nodes = await plan_of(database_url, "interceptions/list_matching", values)
+        text, nodes = await plan_of(shared_url, "interceptions/list_matching", values)
         scans = [node for node in nodes if node.get("Relation Name", "").startswith("aibridge_")]
         assert scans
         for node in scans:
             assert "Seq Scan" not in node["Node Type"], (values, node, text)
 
 
-@pytest.mark.usefixtures("twenty_thousand")
-async def test_no_lookup_reads_the_whole_table(database_url: str) -> None:
+async def test_no_lookup_reads_the_whole_table(shared_url: str) -> None:
     for name, values in (
         ("interceptions/find_cursor", {"interception_id": UUID(int=9)}),
         ("interceptions/find_cursor", {"interception_id": UUID(int=9), "visible_to": UUID(int=7)}),
@@ -305,7 +315,7 @@ async def test_no_lookup_reads_the_whole_table(database_url: str) -> None:
         ("interceptions/count_matching", {"visible_to": UUID(int=7)}),
         ("interceptions/count_matching", {"initiator_id": UUID(int=7), "model": "model-1"}),
     ):
-        text, nodes = await plan_of(database_url, name, dict(values))
+        text, nodes = await plan_of(shared_url, name, dict(values))
         for node in nodes:
             if node.get("Relation Name") == "aibridge_interceptions":
                 assert node["Node Type"] in {"Index Scan", "Index Only Scan", "Bitmap Heap Scan"}, (values, text)

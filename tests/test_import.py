@@ -14,7 +14,19 @@ import pytest
 import simplejson
 
 from conftest import API, Client, Person
-from recorder import CHILDREN, Answer, Recorder, ndjson, running, thought, token_usage, tool_usage, user_prompt, whole, without
+from recorder import (
+    CHILDREN,
+    Answer,
+    Recorder,
+    ndjson,
+    running,
+    thought,
+    token_usage,
+    tool_usage,
+    user_prompt,
+    whole,
+    without,
+)
 from service import importing
 from service.db import Database
 from service.importing import MAX_RECORD, Report, import_stream
@@ -348,9 +360,7 @@ async def test_two_imports_of_the_same_in_opposite_order(
     recorder: Recorder, stored: Callable[[], int], sql: Sql
 ) -> None:
     users = [{"id": str(uuid4()), "username": f"user{number}", "name": "", "avatar_url": ""} for number in range(40)]
-    bodies = [
-        without(whole(), "initiator_id") | {"initiator": users[number % len(users)]} for number in range(1_200)
-    ]
+    bodies = [without(whole(), "initiator_id") | {"initiator": users[number % len(users)]} for number in range(1_200)]
     answers = await asyncio.gather(
         recorder.send(ndjson(*bodies)),
         recorder.send(ndjson(*reversed(bodies))),

@@ -76,9 +76,10 @@ async def test_a_finished_interception_is_answered_exactly_as_it_is_listed(recor
     assert answer.status == 201
     assert await recorder.listed() == [answer.body]
     assert answer.body["token_usages"][0]["cache_read_input_tokens"] == 0
-    assert answer.body["tool_usages"][0] | {"server_url": "", "invocation_error": "", "injected": False} == answer.body[
-        "tool_usages"
-    ][0]
+    assert (
+        answer.body["tool_usages"][0] | {"server_url": "", "invocation_error": "", "injected": False}
+        == answer.body["tool_usages"][0]
+    )
 
 
 async def test_locations_hold_behind_every_prefix(client: Client, owner: Person) -> None:
@@ -203,7 +204,10 @@ async def test_the_same_again_changes_nothing(recorder: Recorder, sql: Sql) -> N
     again = await recorder.record(body)
     assert (again.status, again.body) == (200, first.body)
     assert again.headers["Location"] == first.headers["Location"]
-    assert before == (sql("SELECT xmin, * FROM aibridge_interceptions"), sql("SELECT xmin, * FROM aibridge_tool_usages"))
+    assert before == (
+        sql("SELECT xmin, * FROM aibridge_interceptions"),
+        sql("SELECT xmin, * FROM aibridge_tool_usages"),
+    )
 
 
 CHANGED = {
@@ -338,9 +342,7 @@ async def test_what_is_left_out_and_its_default_are_the_same(recorder: Recorder)
     assert (await recorder.add(body["id"], "token_usages", usage | zeros)).status == 200
 
 
-async def test_a_tools_empty_text_and_its_missing_one_are_the_same(
-    recorder: Recorder, started: dict[str, Any]
-) -> None:
+async def test_a_tools_empty_text_and_its_missing_one_are_the_same(recorder: Recorder, started: dict[str, Any]) -> None:
     for member in ("server_url", "invocation_error", "provider_tool_call_id"):
         for first in ({}, {member: None}, {member: ""}):
             tool = tool_usage() | first
@@ -411,7 +413,10 @@ async def test_a_body_that_brings_what_is_lacking_adds_it(recorder: Recorder, sq
 async def test_nested_records_without_ids_can_be_sent_again(recorder: Recorder, sql: Sql) -> None:
     body = whole()
     for kind in CHILDREN:
-        body[kind] = [without(CHILDREN[kind](), "id"), without(CHILDREN[kind](created_at="2026-03-01T10:00:04.5Z"), "id")]
+        body[kind] = [
+            without(CHILDREN[kind](), "id"),
+            without(CHILDREN[kind](created_at="2026-03-01T10:00:04.5Z"), "id"),
+        ]
     first = await recorder.record(body)
     again = await recorder.record(body)
     assert (first.status, again.status, again.body) == (201, 200, first.body)
@@ -451,7 +456,9 @@ async def test_a_thought_is_the_same_by_interception_instant_and_content(recorde
     ):
         assert (await recorder.add(body["id"], "model_thoughts", sent)).status == status
     assert sql("SELECT count(*) FROM aibridge_model_thoughts") == [(5,)]
-    assert sql("SELECT content FROM aibridge_model_thoughts ORDER BY length(content) DESC LIMIT 1") == [(long["content"],)]
+    assert sql("SELECT content FROM aibridge_model_thoughts ORDER BY length(content) DESC LIMIT 1") == [
+        (long["content"],)
+    ]
 
 
 # -- the end ---------------------------------------------------------------------------------------------------------
@@ -529,7 +536,9 @@ def hostile() -> list[dict[str, Any]]:
     for body in bodies:
         body["token_usages"] = [token_usage(metadata=HOSTILE, input_tokens=2**63 - 1, cache_read_input_tokens=1)]
         body["user_prompts"] = [user_prompt(prompt=text) for text in ("", "\u2028\x01\U0001f600\\u0000", "x" * 100_000)]
-        body["tool_usages"] = [tool_usage(input="", injected=True, server_url="s", invocation_error="e", metadata=nested(64))]
+        body["tool_usages"] = [
+            tool_usage(input="", injected=True, server_url="s", invocation_error="e", metadata=nested(64))
+        ]
     return bodies
 
 
@@ -583,5 +592,3 @@ async def test_a_database_of_another_system_is_not_written_to(make_client: MakeC
         assert answer.body["message"] == (
             "This service reads a database that another system owns, and cannot change it."
         )
-
-

@@ -39,7 +39,15 @@ def assert_invalid(answer: Answer, wrong: dict[str, str]) -> None:
 
 
 async def test_every_wrong_member_is_told_at_once(recorder: Recorder, sql: Sql) -> None:
-    texts = ("provider", "provider_name", "model", "client", "api_key_id", "client_session_id", "correlating_tool_call_id")
+    texts = (
+        "provider",
+        "provider_name",
+        "model",
+        "client",
+        "api_key_id",
+        "client_session_id",
+        "correlating_tool_call_id",
+    )
     for value in (1, True, [], {}):
         body = {name: value for name in texts} | {
             "id": value,
@@ -126,7 +134,9 @@ async def test_every_wrong_member_of_a_child_is_told(recorder: Recorder) -> None
         }
         for value in (1.5, [], "metadata"):
             expected = {
-                name: f'{detail}: cannot parse "{value}" as "2006"' if detail == INSTANT_WANTED and value == "metadata" else detail
+                name: f'{detail}: cannot parse "{value}" as "2006"'
+                if detail == INSTANT_WANTED and value == "metadata"
+                else detail
                 for name, detail in wrong.items()
                 if not (value == "metadata" and detail == "must be a string")
             }
@@ -240,7 +250,19 @@ async def test_lengths(recorder: Recorder) -> None:
 async def test_tokens_are_integers_that_fit(recorder: Recorder) -> None:
     body = running()
     await recorder.record(body)
-    for bad in ("-1", "9223372036854775808", "1" + "0" * 5000, "1.5", "1.0", "1e2", "true", '"1"', "null", "[]", "-0.0"):
+    for bad in (
+        "-1",
+        "9223372036854775808",
+        "1" + "0" * 5000,
+        "1.5",
+        "1.0",
+        "1e2",
+        "true",
+        '"1"',
+        "null",
+        "[]",
+        "-0.0",
+    ):
         child = simplejson.dumps(without(token_usage(), "input_tokens"))[:-1] + f', "input_tokens": {bad}}}'
         answer = await recorder.add(body["id"], "token_usages", child.encode())
         assert_invalid(answer, {"input_tokens": "must not be null" if bad == "null" else TOKENS_WANTED})
@@ -278,7 +300,15 @@ async def test_text_that_postgresql_cannot_hold(recorder: Recorder, sql: Sql) ->
         "\udc00": "must not contain unpaired surrogates",
         "\ude00\ud83d": "must not contain unpaired surrogates",
     }.items():
-        texts = ("provider", "provider_name", "model", "client", "api_key_id", "client_session_id", "correlating_tool_call_id")
+        texts = (
+            "provider",
+            "provider_name",
+            "model",
+            "client",
+            "api_key_id",
+            "client_session_id",
+            "correlating_tool_call_id",
+        )
         assert_invalid(await recorder.record(body | dict.fromkeys(texts, text)), dict.fromkeys(texts, why))
         for metadata in ({text: 1}, {"a": text}, {"a": [{"b": {text: []}}]}, {"a": [[text]]}):
             assert_invalid(await recorder.record(body | {"metadata": metadata}), {"metadata": why})
@@ -303,9 +333,7 @@ async def test_text_that_postgresql_cannot_hold(recorder: Recorder, sql: Sql) ->
         )
     # The name of an unknown member is told as far as it can be.
     answer = await recorder.record(body | {"\ud800": 1, "\0": 1, "x" * 10_000: 1})
-    assert_invalid(
-        answer, dict.fromkeys(("?", "\0", "x" * 199 + "…"), "is not a known member")
-    )
+    assert_invalid(answer, dict.fromkeys(("?", "\0", "x" * 199 + "…"), "is not a known member"))
     assert sql("SELECT count(*) FROM aibridge_interceptions") == [(0,)]
 
 
@@ -328,7 +356,12 @@ async def test_nesting(recorder: Recorder) -> None:
     def deep(levels: int, opening: str = '{"a":', closing: str = "}", bottom: str = "{}") -> str:
         return opening * (levels - 1) + bottom + closing * (levels - 1)
 
-    for metadata in (deep(65), deep(65, "[", "]", "[]").join(('{"a":', "}")), deep(100_000), '{"a":' + deep(100_000, "[", "]", "[]") + "}"):
+    for metadata in (
+        deep(65),
+        deep(65, "[", "]", "[]").join(('{"a":', "}")),
+        deep(100_000),
+        '{"a":' + deep(100_000, "[", "]", "[]") + "}",
+    ):
         envelope = simplejson.dumps(body)[:-1]
         assert_invalid(await recorder.record(f'{envelope}, "metadata": {metadata}}}'.encode()), {"metadata": TOO_DEEP})
         end = f'{{"ended_at": "2026-03-01T10:00:00Z", "metadata": {metadata}}}'

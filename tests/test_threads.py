@@ -114,7 +114,9 @@ async def test_what_is_recorded_again_keeps_its_thread(recorder: Recorder, threa
 
 async def test_the_call_and_the_session_are_not_listed(recorder: Recorder) -> None:
     answer = await recorder.record(calling("call", client_session_id="session", correlating_tool_call_id="x"))
-    assert answer.body.keys().isdisjoint({"client_session_id", "correlating_tool_call_id", "thread_root_id", "session_id"})
+    assert answer.body.keys().isdisjoint(
+        {"client_session_id", "correlating_tool_call_id", "thread_root_id", "session_id"}
+    )
     assert "provider_tool_call_id" not in answer.body["tool_usages"][0]
 
 

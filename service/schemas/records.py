@@ -137,7 +137,9 @@ class TokenUsage(_Child):
     provider_response_id = Text(required=True)
     input_tokens = Tokens(required=True, metadata={"description": "Tokens sent, cached ones left out."})
     output_tokens = Tokens(required=True, metadata={"description": "Tokens received."})
-    cache_read_input_tokens = Tokens(metadata={"description": "Tokens read from the provider's cache; 0 where unknown."})
+    cache_read_input_tokens = Tokens(
+        metadata={"description": "Tokens read from the provider's cache; 0 where unknown."}
+    )
     cache_write_input_tokens = Tokens(metadata={"description": "Tokens written to it; 0 where unknown."})
 
 
@@ -154,7 +156,9 @@ class ToolUsage(_Child):
 
     id = Identifier()
     provider_response_id = Text(required=True)
-    provider_tool_call_id = Text(allow_none=True, metadata={"description": "The provider's id of the call; not listed."})
+    provider_tool_call_id = Text(
+        allow_none=True, metadata={"description": "The provider's id of the call; not listed."}
+    )
     server_url = Text(allow_none=True, metadata={"description": "The MCP server of the tool, if it has one."})
     tool = Text(required=True)
     input = Text()

@@ -249,7 +249,8 @@ async def _end_repeated(
     )
     # Between the comparison and the lock another writer may have set another end.
     sent = [
-        {"id": interceptions[position].id, "ended_at": interceptions[position].sent["ended_at"]} for position in bringing
+        {"id": interceptions[position].id, "ended_at": interceptions[position].sent["ended_at"]}
+        for position in bringing
     ]
     for index, member in await _compare(connection, "interceptions", sent):
         members[bringing[index]].append(member)
@@ -335,5 +336,7 @@ def _conflict(members: Sequence[str]) -> errors.Conflict:
 def username_conflict() -> errors.Conflict:
     """What UsernameTaken means to who records: nothing is stored."""
     return errors.Conflict(
-        validations=[Validation("initiator.username", "belongs to a user with another id (case does not tell names apart)")]
+        validations=[
+            Validation("initiator.username", "belongs to a user with another id (case does not tell names apart)")
+        ]
     )

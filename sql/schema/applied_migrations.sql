@@ -1,6 +1,6 @@
 -- applied_migrations: the migrations that the database has.
 --
--- result  many  migration_id text
+-- result  many  migration_id varchar
 -- index   none
 SELECT migration_id
 FROM _yoyo_migration
