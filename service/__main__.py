@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import shlex
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from datetime import UTC, datetime, timedelta
@@ -96,6 +98,8 @@ def serve(*, migrate: bool) -> None:
 def migrate(*, check: bool) -> None:
     """Bring the database to the schema of this version."""
     settings = _settings()
+    if settings.schema == "foreign":
+        raise click.ClickException("BRIDGELOG_SCHEMA=foreign: the schema belongs to another system")
     with _database(settings) as (url, _), _told():
         if not check:
             for name in migrations.apply(url):
@@ -149,10 +153,14 @@ def add_user(username: str, roles: tuple[str, ...], user_id: str | None, name: s
 def list_users() -> None:
     """Everyone, with id, status and roles."""
 
-    async def read(connection: db.Connection) -> list[user_store.User]:
-        return await user_store.list_all(connection)
+    async def read(database: db.Database) -> list[user_store.User]:
+        async with database.connection() as connection:
+            return await user_store.list_all(connection)
 
-    for user in _in_transaction(read):
+    settings = _settings()
+    with _current_database(settings) as (url, _), _told():
+        found = _run(_with(settings, url, read))
+    for user in found:
         roles = ",".join(user.roles) or "member"
         click.echo("\t".join([str(user.id), user.username, user.status, roles, user.name]))
 
@@ -374,7 +382,9 @@ def _welcome(address: str, *, settings: Settings, token: str | None) -> None:
     if token:
         click.echo(f"The owner is admin; their token, which is shown this once:\n\n    {token}\n")
     elif settings.database_url is None:
-        click.echo("A token for its calls: bridgelog tokens create admin\n")
+        given = "BRIDGELOG_DATA_DIR" in os.environ
+        where = f"BRIDGELOG_DATA_DIR={shlex.quote(str(settings.data_dir))} " if given else ""
+        click.echo(f"Another token for its owner: {where}{shlex.quote(sys.argv[0])} tokens create admin\n")
     if settings.database_url is None:
         click.echo(
             f"Try:\n\n    curl '{address}/api/v2/aibridge/interceptions?limit=1' "

@@ -195,6 +195,12 @@ class NotReady(Refusal):
     status = 503
 
 
+class TookTooLong(Refusal):
+    """The database took too long to answer. Ask for less, or try again later."""
+
+    status = 503
+
+
 class SchemaBehind(Refusal):
     """The database lacks tables that this version needs."""
 
@@ -202,7 +208,7 @@ class SchemaBehind(Refusal):
 
 
 class ReadOnlyDatabase(Refusal):
-    """This service reads a database that another system owns, and cannot change it."""
+    """This service only reads interceptions, from a database that another system owns."""
 
     status = 503
 

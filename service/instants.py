@@ -5,10 +5,16 @@ Every instant is an aware `datetime` in UTC, to the microsecond, which is what P
 
 from __future__ import annotations
 
+import contextlib
+import re
 from datetime import UTC, datetime, timedelta, timezone
 
 LAYOUT = "2006-01-02T15:04:05.999999999Z07:00"
 """RFC 3339 as Go spells a layout, which is how the API's errors name the format."""
+
+
+# Nearly all that come: read without the reader, which takes several times as long.
+_USUAL = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T(?:[01][0-9]|2[0-3]):[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,6})?Z")
 
 
 class InstantError(ValueError):
@@ -24,6 +30,9 @@ def parse(text: str) -> datetime:
 
     Read are the date-times of RFC 3339, section 5.6, without leap seconds. Raises `InstantError`.
     """
+    if _USUAL.fullmatch(text):
+        with contextlib.suppress(ValueError):  # the reader tells why
+            return datetime.fromisoformat(text)
     reader = _Reader(text)
     year = reader.number("2006", "year", 1, 9999)
     reader.literal("-")

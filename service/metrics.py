@@ -22,19 +22,19 @@ class Metrics:
         )
         self.duration = Histogram(
             "bridgelog_http_request_duration_seconds",
-            "From the parsed request line to the answer's last byte, by route and method.",
+            "From the parsed head of a request until its answer is ready to be sent, by route and method.",
             ("route", "method"),
             buckets=_BUCKETS,
             registry=self.registry,
         )
         self.request_logging = Gauge(
             "bridgelog_request_logging_enabled",
-            "Whether this process logs upstream requests (1) or not (0).",
+            "Whether the switch for logging upstream requests is on (1) or off (0), as this process knows it.",
             registry=self.registry,
         )
         self.recorded = Counter(
             "bridgelog_recorded_interceptions",
-            "Interceptions stored by recording calls and imports, by how they were answered.",
+            "Interceptions that recording calls and imports received, by what became of them.",
             ("outcome",),
             registry=self.registry,
         )

@@ -22,6 +22,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 access = structlog.get_logger("bridgelog.access")
 log = structlog.get_logger("bridgelog")
 
+_BELOW = tuple(f"{prefix}/" for prefix in PREFIXES)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
@@ -57,7 +58,7 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
 @web.middleware
 async def sign_in(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Below the prefixes everybody is signed in, before it matters whether the path exists."""
-    if request.path.startswith(PREFIXES):
+    if request.path.startswith(_BELOW):
         token = presented_token(request.headers, request.cookies)
         request[CALLER] = await request.app[AUTHENTICATOR].authenticate(token)
     return await handler(request)

@@ -44,10 +44,10 @@ class Settings:
 
 def read() -> Settings:
     """The settings of this process's environment; raises InvalidSettings on the first that cannot be used."""
-    env = FileAwareEnv(file_suffix="_FILE")
+    env = FileAwareEnv(file_suffix="_FILE", strip_whitespace=True)
     try:
         with env.prefixed("BRIDGELOG_"):
-            return Settings(
+            settings = Settings(
                 database_url=_database_url(env),
                 data_dir=_data_dir(env),
                 host=env.str("HOST", "127.0.0.1", validate=Length(min=1)),
@@ -67,6 +67,10 @@ def read() -> Settings:
             )
     except (EnvError, ValueError) as problem:
         raise InvalidSettings(str(problem)) from problem
+    if settings.schema == "foreign" and not settings.database_url:
+        message = 'Environment variable "BRIDGELOG_SCHEMA" can be foreign only where BRIDGELOG_DATABASE_URL is set'
+        raise InvalidSettings(message)
+    return settings
 
 
 def _choice(env: FileAwareEnv, name: str, default: str, *others: str) -> str:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
 import simplejson
-
 from conftest import API, Client, Person
 
 CHILD_CALLS = {
@@ -70,6 +69,11 @@ class Recorder:
         response = await self.client.get(f"{API}/interceptions?limit=1000", headers=self.person.headers)
         found: list[Any] = loads(await response.read())["results"]
         return found
+
+
+def count(sql: Callable[..., list[tuple[Any, ...]]], noun: str) -> int:
+    """How many rows aibridge_<noun> has."""
+    return int(sql(f"SELECT count(*) FROM aibridge_{noun}")[0][0])  # noqa: S608
 
 
 def loads(text: bytes) -> Any:

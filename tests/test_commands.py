@@ -186,7 +186,7 @@ def test_the_first_start_shows_a_token_once(embedded_shell: Shell, serve: Callab
     assert first.process.wait(timeout=30) == 0
     second = serve(embedded_shell)
     assert not TOKEN.search(second.output)
-    assert "bridgelog tokens create admin" in second.output
+    assert "tokens create admin" in second.output
     assert get(second.address + "/api/v2/aibridge/interceptions", token)[0] == 200
 
 

@@ -67,7 +67,7 @@ async def test_it_is_never_written(make_client: MakeClient, owner: Person, sql: 
     for path, body in calls:
         response = await client.post(path, json=body, headers=owner.headers)
         assert response.status == 503, path
-        assert (await response.json())["message"].startswith("This service reads a database that another system owns")
+        assert (await response.json())["message"].startswith("This service only reads")
     assert (await client.get(f"{API}/log-requests", headers=owner.headers)).status == 503
     assert sql("SELECT count(*) FROM aibridge_interceptions") == [(2,)]
     assert sql("SELECT last_used FROM api_keys ORDER BY id") == before

@@ -8,7 +8,6 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-
 from conftest import Client, Person
 from recorder import Recorder, running, whole, without
 

@@ -8,18 +8,17 @@ from uuid import UUID, uuid4, uuid5
 
 import pytest
 import simplejson
-
 from conftest import Client, MakeClient, Person
-from recorder import CHILDREN, Recorder, running, thought, token_usage, tool_usage, user_prompt, whole, without
+from recorder import CHILDREN, Recorder, count, running, thought, token_usage, tool_usage, user_prompt, whole, without
 
 Sql = Callable[..., list[tuple[Any, ...]]]
 
-# What a jsonb column, asyncpg and two JSON libraries must all leave as it is.
+# What a jsonb column, the driver and two JSON libraries must all leave as it is.
 HOSTILE = simplejson.loads(
     """{"": {"": []}, "int": 123456789012345678901234567890123456789012345678901234567890, "negative": -0.0,
     "large": 1e300, "small": 4.9e-324, "digits": 0.1234567890123456789012345678901234567890123456789, "one": 1.0,
-    "text": "\\u2028 \\ud83d\\ude00 \\\\u0000 \\" \\\\ / \\b\\f\\n\\r\\t \\u0001 \\u007f \\ufffe", "ключ \\u00e9 e\\u0301": "ß",
-    "null": null, "booleans": [true, false], "empty": [[], {}, ""], "__proto__": 1, "constructor": {"a.b": [1, "1"]}}""",
+    "text": "\\u2028 \\ud83d\\ude00 \\\\u0000 \\" \\\\ / \\b\\f\\n\\r\\t \\u0001 \\u007f \\ufffe",
+    "ключ \\u00e9 e\\u0301": "ß", "null": null, "booleans": [true, false], "empty": [[], {}, ""], "__proto__": 1, "constructor": {"a.b": [1, "1"]}}""",
     use_decimal=True,
 )
 
@@ -323,7 +322,7 @@ async def test_only_the_members_that_the_body_has_are_compared(recorder: Recorde
 async def test_what_is_left_out_and_its_default_are_the_same(recorder: Recorder) -> None:
     body = running()
     await recorder.record(body)
-    defaults = {
+    defaults: dict[str, Any] = {
         "provider_name": "",
         "metadata": {},
         "client": None,
@@ -402,7 +401,7 @@ async def test_a_body_that_brings_what_is_lacking_adds_it(recorder: Recorder, sq
     assert answer.status == 200
     assert answer.body["ended_at"] == "2026-03-01T10:00:05.25Z"
     assert [len(answer.body[kind]) for kind in ("token_usages", "user_prompts", "tool_usages")] == [1, 1, 1]
-    assert sql("SELECT count(*) FROM aibridge_model_thoughts") == [(1,)]
+    assert count(sql, "model_thoughts") == 1
     assert await recorder.listed() == [answer.body]
     another = user_prompt()
     answer = await recorder.record(bare | {"user_prompts": [another]})
@@ -424,7 +423,7 @@ async def test_nested_records_without_ids_can_be_sent_again(recorder: Recorder, 
         str(uuid5(UUID(body["id"]), f"token_usages:{position}")) for position in range(2)
     }
     assert len({child["id"] for kind in without(CHILDREN, "model_thoughts") for child in first.body[kind]}) == 6
-    assert sql("SELECT count(*) FROM aibridge_model_thoughts") == [(2,)]
+    assert count(sql, "model_thoughts") == 2
     longer = body | {"user_prompts": [*body["user_prompts"], without(user_prompt(), "id")]}
     answer = await recorder.record(longer)
     assert (answer.status, len(answer.body["user_prompts"])) == (200, 3)
@@ -455,7 +454,7 @@ async def test_a_thought_is_the_same_by_interception_instant_and_content(recorde
         (first, [long, thought()], 200),
     ):
         assert (await recorder.add(body["id"], "model_thoughts", sent)).status == status
-    assert sql("SELECT count(*) FROM aibridge_model_thoughts") == [(5,)]
+    assert count(sql, "model_thoughts") == 5
     assert sql("SELECT content FROM aibridge_model_thoughts ORDER BY length(content) DESC LIMIT 1") == [
         (long["content"],)
     ]
@@ -575,8 +574,8 @@ async def test_recordings_are_counted(recorder: Recorder, client: Client) -> Non
     await recorder.record(body | {"ended_at": body["started_at"]})
     await recorder.send([body | {"ended_at": body["started_at"]}, whole(), {}])
     text = await (await client.get("/metrics")).text()
-    for outcome, count in {"created": 1, "extended": 1, "unchanged": 2, "imported": 1, "rejected": 1}.items():
-        assert f'bridgelog_recorded_interceptions_total{{outcome="{outcome}"}} {count}.0' in text
+    for outcome, times in {"created": 1, "extended": 1, "unchanged": 2, "imported": 1, "rejected": 1}.items():
+        assert f'bridgelog_recorded_interceptions_total{{outcome="{outcome}"}} {times}.0' in text
 
 
 async def test_a_database_of_another_system_is_not_written_to(make_client: MakeClient, owner: Person) -> None:

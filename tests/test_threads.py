@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-
 from conftest import Client, Person
 from recorder import Recorder, running, tool_usage, whole, without
 
@@ -131,7 +131,7 @@ async def test_an_import_finds_parents_in_earlier_lines(recorder: Recorder, thre
     report = await recorder.send(lines)
     assert report.body["imported"] == len(lines)
     mine = [body for body in chain if body["initiator_id"] == ANN]
-    for parent, child in zip(mine, mine[1:], strict=False):
+    for parent, child in itertools.pairwise(mine):
         assert thread(child) == (parent["id"], mine[0]["id"])
     assert thread(early) == (None, None)  # what it answers came after it
 

@@ -5,15 +5,25 @@
 -- param   sent  jsonb  an array of objects: the id, and the members to compare, named as the columns
 -- result  many  position int8, member text
 -- index   aibridge_interceptions_pkey
+WITH pairs AS MATERIALIZED (
+    -- Both as the columns hold them, so that what is equal there is equal here; made once, not for each member.
+    SELECT
+        sent.position,
+        sent.body,
+        to_jsonb(stored) AS stored,
+        to_jsonb(jsonb_populate_record(NULL::aibridge_interceptions, sent.body)) AS sent,
+        merged.metadata_before
+    FROM jsonb_array_elements(:sent::jsonb) WITH ORDINALITY AS sent (body, position)
+    INNER JOIN aibridge_interceptions AS stored ON (sent.body ->> 'id')::uuid = stored.id
+    LEFT JOIN bridgelog_merged_metadata AS merged ON stored.id = merged.interception_id
+)
+
 SELECT
-    sent.position,
-    member.key AS member
-FROM jsonb_array_elements(:sent::jsonb) WITH ORDINALITY AS sent (body, position)
-INNER JOIN aibridge_interceptions AS stored ON (sent.body ->> 'id')::uuid = stored.id
-LEFT JOIN bridgelog_merged_metadata AS merged ON stored.id = merged.interception_id
-CROSS JOIN LATERAL jsonb_each(sent.body) AS member
-WHERE to_jsonb(stored) -> member.key
-    IS DISTINCT FROM to_jsonb(jsonb_populate_record(NULL::aibridge_interceptions, sent.body)) -> member.key
-    AND NOT (member.key = 'ended_at' AND stored.ended_at IS NULL)
-    AND NOT (member.key = 'metadata' AND member.value IS NOT DISTINCT FROM merged.metadata_before)
-ORDER BY sent.position ASC, member.key ASC
+    pairs.position,
+    member.name AS member
+FROM pairs
+CROSS JOIN LATERAL jsonb_object_keys(pairs.body) AS member (name)
+WHERE pairs.stored -> member.name IS DISTINCT FROM pairs.sent -> member.name
+    AND NOT (member.name = 'ended_at' AND pairs.stored ->> 'ended_at' IS NULL)
+    AND NOT (member.name = 'metadata' AND pairs.sent -> 'metadata' IS NOT DISTINCT FROM pairs.metadata_before)
+ORDER BY pairs.position ASC, member.name ASC

@@ -3,12 +3,21 @@
 -- param   sent  jsonb  an array of objects: the id, and the members to compare, named as the columns
 -- result  many  position int8, member text
 -- index   aibridge_token_usages_pkey
+WITH pairs AS MATERIALIZED (
+    -- Both as the columns hold them, so that what is equal there is equal here; made once, not for each member.
+    SELECT
+        sent.position,
+        sent.body,
+        to_jsonb(stored) AS stored,
+        to_jsonb(jsonb_populate_record(NULL::aibridge_token_usages, sent.body)) AS sent
+    FROM jsonb_array_elements(:sent::jsonb) WITH ORDINALITY AS sent (body, position)
+    INNER JOIN aibridge_token_usages AS stored ON (sent.body ->> 'id')::uuid = stored.id
+)
+
 SELECT
-    sent.position,
-    member.key AS member
-FROM jsonb_array_elements(:sent::jsonb) WITH ORDINALITY AS sent (body, position)
-INNER JOIN aibridge_token_usages AS stored ON (sent.body ->> 'id')::uuid = stored.id
-CROSS JOIN LATERAL jsonb_each(sent.body) AS member
-WHERE to_jsonb(stored) -> member.key
-    IS DISTINCT FROM to_jsonb(jsonb_populate_record(NULL::aibridge_token_usages, sent.body)) -> member.key
-ORDER BY sent.position ASC, member.key ASC
+    pairs.position,
+    member.name AS member
+FROM pairs
+CROSS JOIN LATERAL jsonb_object_keys(pairs.body) AS member (name)
+WHERE pairs.stored -> member.name IS DISTINCT FROM pairs.sent -> member.name
+ORDER BY pairs.position ASC, member.name ASC
