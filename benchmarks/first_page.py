@@ -257,29 +257,26 @@ def report(
             f"- limit 25, 16 clients, {what}: **{reached:.2f}** of pgbench's rate for the same statement; the aim is "
             f"{aim}: {'reached' if reached >= aim else 'missed'}."
         )
-    total_share = ratio(results, 25, 16, "whole", "page_signed_in")
-    return "\n".join(
-        [
-            "# Benchmarks",
-            "",
-            "Written by `make bench` (benchmarks/first_page.py). Look at the ratios: they come from runs that took turns. The",
-            "absolute figures are one machine's on one day.",
-            "",
-            f"- {datetime.now(UTC):%Y-%m-%d}; {processor()}; {platform.system()} {platform.machine()}",
-            f"- {postgres}, shared_buffers as the embedded server sets them; Python {platform.python_version()}; "
-            "PostgreSQL, service and load generator share the cores",
-            f"- {total:,} ended demo interceptions with their children; {rounds} rounds of {seconds} s for each figure; medians",
-            "- the service is one process with a pool of 16 connections over a unix socket; wrk and pgbench make the load",
-            "",
-            "## The first page",
-            "",
-            *verdicts,
-            f"- The exact total is what costs: with it the service reaches {total_share:.3f} of its own rate without it (limit 25, "
-            "16 clients), for it counts every interception each time.",
-            *table(results),
-            "",
-        ]
+    share = ratio(results, 25, 16, "whole", "page_signed_in")
+    head = f"""\
+# Benchmarks
+
+Written by `make bench` (benchmarks/first_page.py). Look at the ratios: they come from runs that took turns. The absolute
+figures are one machine's on one day.
+
+- {datetime.now(UTC):%Y-%m-%d}; {processor()}; {platform.system()} {platform.machine()}
+- {postgres}, set up as the embedded server is; Python {platform.python_version()}
+- {total:,} ended demo interceptions with their children
+- {rounds} rounds of {seconds} s for each figure; medians
+- PostgreSQL, the service (one process, a pool of 16, a unix socket), and wrk or pgbench, which make the load, share them
+
+## The first page
+"""
+    tail = (
+        f"- The exact total is what costs: with it the service reaches {share:.3f} of its own rate without it "
+        "(limit 25, 16 clients), for it counts every interception each time."
     )
+    return "\n".join([head, *verdicts, tail, *table(results), ""])
 
 
 @click.command()
