@@ -37,7 +37,13 @@ async def count(connection: Connection, *, criteria: Criteria) -> int:
 
 
 async def list_page(
-    connection: Connection, *, criteria: Criteria, page_size: int, skip: int = 0, cursor: Cursor | None = None
+    connection: Connection,
+    *,
+    criteria: Criteria,
+    page_size: int,
+    skip: int = 0,
+    cursor: Cursor | None = None,
+    started_until: datetime | None = None,
 ) -> list[bytes]:
     """The matching interceptions, newest first, each as the JSON text of API section `Interceptions`."""
     rows = await connection.rows(
@@ -45,6 +51,7 @@ async def list_page(
         **asdict(criteria),
         page_size=page_size,
         skip=skip or None,
+        started_until=started_until,
         cursor_started_at=cursor.started_at if cursor else None,
         cursor_id=cursor.interception_id if cursor else None,
     )

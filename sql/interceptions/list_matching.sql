@@ -13,6 +13,7 @@
 -- param   client             text         optional: only this client; a client that is null reads Unknown
 -- param   started_after      timestamptz  optional: not before this instant
 -- param   started_before     timestamptz  optional: not after this instant
+-- param   started_until      timestamptz  optional: not after this instant, where a deep page was located
 -- param   cursor_started_at  timestamptz  optional: only what follows this instant …
 -- param   cursor_id          uuid         optional: … and this id
 -- param   interception_id    uuid         optional: only this interception, ended or not
@@ -44,6 +45,7 @@ WITH page AS (
         AND coalesce(client::text, 'Unknown') = :client            -- optional
         AND started_at >= :started_after                           -- optional
         AND started_at <= :started_before                          -- optional
+        AND started_at <= :started_until                           -- optional
         AND (started_at, id) < (:cursor_started_at, :cursor_id)    -- optional
     ORDER BY started_at DESC, id DESC
     LIMIT :page_size

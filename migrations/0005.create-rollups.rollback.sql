@@ -1,0 +1,13 @@
+DROP TRIGGER bridgelog_roll_up_truncate ON aibridge_interceptions;
+DROP TRIGGER bridgelog_roll_up_update ON aibridge_interceptions;
+DROP TRIGGER bridgelog_roll_up_delete ON aibridge_interceptions;
+DROP TRIGGER bridgelog_roll_up_insert ON aibridge_interceptions;
+DROP FUNCTION bridgelog_roll_up_truncate();
+DROP FUNCTION bridgelog_roll_up_update();
+DROP FUNCTION bridgelog_roll_up_delete();
+DROP FUNCTION bridgelog_roll_up_insert();
+DROP FUNCTION bridgelog_sealed_until();
+DROP TABLE bridgelog_rollup_buckets;
+DROP TABLE bridgelog_rollup_kinds;
+DROP TABLE bridgelog_rollup_changes;
+DROP TABLE bridgelog_rollup_state;

@@ -1,0 +1,154 @@
+-- Totals and deep pages at a price that does not grow with the log: how many interceptions have ended, by time and by
+-- initiator, kept by the database itself, whoever writes.
+--
+-- What started before sealed_until is in the rollups; what started later is counted where it lies, the live tail. So
+-- recording writes nothing here: now and then the tail is sealed, counted once into bridgelog_rollup_changes. What changes
+-- behind sealed_until (a late end, an import, a deletion) is written there by the triggers, in the same transaction.
+-- Folding moves changes into the buckets. A sum is buckets plus changes, so that neither sealing nor folding ever shows.
+
+CREATE TABLE bridgelog_rollup_state (
+    singleton boolean NOT NULL DEFAULT TRUE,
+    sealed_until timestamptz NOT NULL,
+    CONSTRAINT bridgelog_rollup_state_pkey PRIMARY KEY (singleton),
+    CONSTRAINT bridgelog_rollup_state_one_row CHECK (singleton)
+);
+
+INSERT INTO bridgelog_rollup_state (sealed_until) VALUES ('-infinity');
+
+CREATE TABLE bridgelog_rollup_changes (
+    hour timestamptz NOT NULL,
+    initiator_id uuid NOT NULL,
+    provider text NOT NULL,
+    provider_name text NOT NULL,
+    model text NOT NULL,
+    client text NOT NULL,
+    interceptions bigint NOT NULL
+);
+
+-- What is counted together; a client that is null reads 'Unknown'. The names may outgrow an index entry, so that a hash
+-- stands in for them, with their lengths, lest the end of one be taken for the beginning of the next.
+CREATE TABLE bridgelog_rollup_kinds (
+    id integer NOT NULL GENERATED ALWAYS AS IDENTITY,
+    provider text NOT NULL,
+    provider_name text NOT NULL,
+    model text NOT NULL,
+    client text NOT NULL,
+    CONSTRAINT bridgelog_rollup_kinds_pkey PRIMARY KEY (id)
+);
+
+CREATE UNIQUE INDEX bridgelog_rollup_kinds_names_idx ON bridgelog_rollup_kinds (
+    sha256(
+        decode(
+            replace(
+                length(provider)::text || ' ' || length(provider_name)::text || ' ' || length(model)::text || ' '
+                || provider || provider_name || model || client,
+                '\', '\\'
+            ),
+            'escape'
+        )
+    )
+);
+
+-- Buckets of an hour, a day and a month (UTC) for everyone, whose initiator_id is the all-zero UUID; of a day and a month
+-- for each initiator, whose hours are counted where they lie.
+CREATE TABLE bridgelog_rollup_buckets (
+    initiator_id uuid NOT NULL,
+    level text NOT NULL,
+    starts_at timestamptz NOT NULL,
+    kind_id integer NOT NULL,
+    interceptions bigint NOT NULL,
+    CONSTRAINT bridgelog_rollup_buckets_pkey PRIMARY KEY (initiator_id, level, starts_at, kind_id),
+    CONSTRAINT bridgelog_rollup_buckets_level_check CHECK (level IN ('hour', 'day', 'month')),
+    CONSTRAINT bridgelog_rollup_buckets_kind_id_fkey FOREIGN KEY (kind_id) REFERENCES bridgelog_rollup_kinds (id)
+);
+
+-- Up to where the rollups reach, certainly: whoever has asked keeps sealing from going on until their transaction ends, so
+-- that what they write is either counted by the sealing, or written as a change. In READ COMMITTED the second statement
+-- sees what was sealed while the first one waited; a transaction with an older snapshot would not, and is made to fail by
+-- its row lock if that happened.
+CREATE FUNCTION bridgelog_sealed_until() RETURNS timestamptz LANGUAGE plpgsql AS $$
+DECLARE
+    found timestamptz;
+BEGIN
+    PERFORM pg_advisory_xact_lock_shared(4770321905514818);
+    IF current_setting('transaction_isolation') = 'read committed' THEN
+        SELECT sealed_until INTO STRICT found FROM bridgelog_rollup_state;
+    ELSE
+        SELECT sealed_until INTO STRICT found FROM bridgelog_rollup_state FOR KEY SHARE;
+    END IF;
+    RETURN found;
+END;
+$$;
+
+CREATE FUNCTION bridgelog_roll_up_insert() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    sealed timestamptz := bridgelog_sealed_until();
+BEGIN
+    INSERT INTO bridgelog_rollup_changes (hour, initiator_id, provider, provider_name, model, client, interceptions)
+    SELECT
+        date_trunc('hour', started_at, 'UTC'), initiator_id, provider, provider_name, model,
+        coalesce(client, 'Unknown'), count(*)
+    FROM new_rows
+    WHERE ended_at IS NOT NULL AND started_at < sealed
+    GROUP BY 1, 2, 3, 4, 5, 6;
+    RETURN NULL;
+END;
+$$;
+
+CREATE FUNCTION bridgelog_roll_up_delete() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    sealed timestamptz := bridgelog_sealed_until();
+BEGIN
+    INSERT INTO bridgelog_rollup_changes (hour, initiator_id, provider, provider_name, model, client, interceptions)
+    SELECT
+        date_trunc('hour', started_at, 'UTC'), initiator_id, provider, provider_name, model,
+        coalesce(client, 'Unknown'), -count(*)
+    FROM old_rows
+    WHERE ended_at IS NOT NULL AND started_at < sealed
+    GROUP BY 1, 2, 3, 4, 5, 6;
+    RETURN NULL;
+END;
+$$;
+
+CREATE FUNCTION bridgelog_roll_up_update() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    sealed timestamptz := bridgelog_sealed_until();
+BEGIN
+    INSERT INTO bridgelog_rollup_changes (hour, initiator_id, provider, provider_name, model, client, interceptions)
+    SELECT
+        date_trunc('hour', started_at, 'UTC'), initiator_id, provider, provider_name, model,
+        coalesce(client, 'Unknown'), sum(difference)
+    FROM (
+        SELECT started_at, ended_at, initiator_id, provider, provider_name, model, client, -1 AS difference
+        FROM old_rows
+        UNION ALL
+        SELECT started_at, ended_at, initiator_id, provider, provider_name, model, client, 1 AS difference
+        FROM new_rows
+    ) AS both_rows
+    WHERE ended_at IS NOT NULL AND started_at < sealed
+    GROUP BY 1, 2, 3, 4, 5, 6
+    HAVING sum(difference) <> 0;
+    RETURN NULL;
+END;
+$$;
+
+CREATE FUNCTION bridgelog_roll_up_truncate() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM bridgelog_sealed_until();
+    TRUNCATE bridgelog_rollup_changes, bridgelog_rollup_buckets;
+    RETURN NULL;
+END;
+$$;
+
+CREATE TRIGGER bridgelog_roll_up_insert AFTER INSERT ON aibridge_interceptions
+REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION bridgelog_roll_up_insert();
+
+CREATE TRIGGER bridgelog_roll_up_delete AFTER DELETE ON aibridge_interceptions
+REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION bridgelog_roll_up_delete();
+
+CREATE TRIGGER bridgelog_roll_up_update AFTER UPDATE ON aibridge_interceptions
+REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows
+FOR EACH STATEMENT EXECUTE FUNCTION bridgelog_roll_up_update();
+
+CREATE TRIGGER bridgelog_roll_up_truncate AFTER TRUNCATE ON aibridge_interceptions
+FOR EACH STATEMENT EXECUTE FUNCTION bridgelog_roll_up_truncate();
