@@ -58,7 +58,7 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
 @web.middleware
 async def sign_in(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Below the prefixes everybody is signed in, before it matters whether the path exists."""
-    if request.path.startswith(_BELOW):
+    if f"{request.path}/".startswith(_BELOW):
         token = presented_token(request.headers, request.cookies)
         request[CALLER] = await request.app[AUTHENTICATOR].authenticate(token)
     return await handler(request)

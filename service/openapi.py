@@ -132,7 +132,7 @@ class Call:
 
 
 _EVERYWHERE = (errors.MalformedRequest, errors.HeadersTooLarge, errors.InternalError)
-_SIGNED_IN = (errors.SignedOut, errors.DatabaseUnavailable, errors.SchemaBehind)
+_SIGNED_IN = (errors.SignedOut, errors.DatabaseUnavailable, errors.SchemaBehind, errors.TookTooLong)
 _READING = (errors.InvalidQueryParameters, errors.InvalidLimit)
 _WRITING = (errors.InvalidJSON, errors.InvalidBody, errors.BodyTooLarge, errors.ReadOnlyDatabase)
 _RECORDING = (errors.RecordingForbidden, *_WRITING, errors.Contention)

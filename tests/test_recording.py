@@ -11,6 +11,8 @@ import simplejson
 from conftest import Client, MakeClient, Person
 from recorder import CHILDREN, Recorder, count, running, thought, token_usage, tool_usage, user_prompt, whole, without
 
+from service import errors
+
 Sql = Callable[..., list[tuple[Any, ...]]]
 
 # What a jsonb column, the driver and two JSON libraries must all leave as it is.
@@ -18,7 +20,8 @@ HOSTILE = simplejson.loads(
     """{"": {"": []}, "int": 123456789012345678901234567890123456789012345678901234567890, "negative": -0.0,
     "large": 1e300, "small": 4.9e-324, "digits": 0.1234567890123456789012345678901234567890123456789, "one": 1.0,
     "text": "\\u2028 \\ud83d\\ude00 \\\\u0000 \\" \\\\ / \\b\\f\\n\\r\\t \\u0001 \\u007f \\ufffe",
-    "ключ \\u00e9 e\\u0301": "ß", "null": null, "booleans": [true, false], "empty": [[], {}, ""], "__proto__": 1, "constructor": {"a.b": [1, "1"]}}""",
+    "ключ \\u00e9 e\\u0301": "ß", "null": null, "booleans": [true, false], "empty": [[], {}, ""],
+    "__proto__": 1, "constructor": {"a.b": [1, "1"]}}""",
     use_decimal=True,
 )
 
@@ -588,6 +591,4 @@ async def test_a_database_of_another_system_is_not_written_to(make_client: MakeC
         await recorder.add(some, "user_prompts", user_prompt()),
     ):
         assert answer.status == 503
-        assert answer.body["message"] == (
-            "This service reads a database that another system owns, and cannot change it."
-        )
+        assert answer.body["message"] == errors.ReadOnlyDatabase().message

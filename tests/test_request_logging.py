@@ -225,7 +225,7 @@ async def test_in_a_database_of_others_there_is_no_switch(make_client: MakeClien
     for method in ("GET", "POST"):
         response = await client.request(method, CALL, json={"enabled": True}, headers=owner.headers)
         assert response.status == 503
-        assert (await response.json())["message"].startswith("This service reads a database")
+        assert (await response.json())["message"].startswith("This service only reads")
 
 
 # -- two at once -----------------------------------------------------------------------------------------------------
