@@ -30,13 +30,13 @@ ON aibridge_interceptions (started_at DESC, id DESC) WHERE ended_at IS NOT NULL;
 CREATE INDEX aibridge_interceptions_initiator_started_at_idx
 ON aibridge_interceptions (initiator_id, started_at DESC, id DESC) WHERE ended_at IS NOT NULL;
 
--- The distinct names in use, found by leaping from one name to the next; the second column answers whether one initiator
--- used that name. Sorted by code point, whatever the database's collation. A client that is null reads 'Unknown'.
-CREATE INDEX aibridge_interceptions_model_idx
-ON aibridge_interceptions ((model COLLATE "C"), initiator_id) WHERE ended_at IS NOT NULL;
+-- The same order within one model or one client, so that a page of a rare one is found as soon as that of a common one. A
+-- client that is null reads 'Unknown'.
+CREATE INDEX aibridge_interceptions_model_started_at_idx
+ON aibridge_interceptions (model, started_at DESC, id DESC) WHERE ended_at IS NOT NULL;
 
-CREATE INDEX aibridge_interceptions_client_idx
-ON aibridge_interceptions ((coalesce(client::text, 'Unknown') COLLATE "C"), initiator_id) WHERE ended_at IS NOT NULL;
+CREATE INDEX aibridge_interceptions_client_started_at_idx
+ON aibridge_interceptions ((coalesce(client::text, 'Unknown')), started_at DESC, id DESC) WHERE ended_at IS NOT NULL;
 
 CREATE TABLE aibridge_token_usages (
     id uuid NOT NULL,

@@ -49,8 +49,9 @@ CREATE UNIQUE INDEX bridgelog_rollup_kinds_names_idx ON bridgelog_rollup_kinds (
     )
 );
 
--- Buckets of an hour, a day and a month (UTC) for everyone, whose initiator_id is the all-zero UUID; of a day and a month
--- for each initiator, whose hours are counted where they lie.
+-- Buckets of an hour, a day and a month (UTC) for everyone, with the all-zero UUID; of a day and a month for each initiator,
+-- whose hours are counted where they lie. The levels have other names there, so that whoever may see the interceptions of
+-- nobody, which is that UUID too, never meets the counts of everyone.
 CREATE TABLE bridgelog_rollup_buckets (
     initiator_id uuid NOT NULL,
     level text NOT NULL,
@@ -58,7 +59,9 @@ CREATE TABLE bridgelog_rollup_buckets (
     kind_id integer NOT NULL,
     interceptions bigint NOT NULL,
     CONSTRAINT bridgelog_rollup_buckets_pkey PRIMARY KEY (initiator_id, level, starts_at, kind_id),
-    CONSTRAINT bridgelog_rollup_buckets_level_check CHECK (level IN ('hour', 'day', 'month')),
+    CONSTRAINT bridgelog_rollup_buckets_level_check CHECK (
+        level IN ('hour', 'day', 'month', 'own day', 'own month')
+    ),
     CONSTRAINT bridgelog_rollup_buckets_kind_id_fkey FOREIGN KEY (kind_id) REFERENCES bridgelog_rollup_kinds (id)
 );
 

@@ -8,6 +8,7 @@ import os
 import shlex
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -16,7 +17,7 @@ from uuid import UUID, uuid4
 import click
 import structlog
 
-from service import db, errors, jsontext, logs, migrations, server, statements
+from service import db, errors, instants, jsontext, logs, migrations, server, statements, upkeep
 from service import settings as configuration
 from service.app import build_app
 from service.embedded import Embedded, EmbeddedError
@@ -25,6 +26,7 @@ from service.importing import Report, import_stream
 from service.settings import Settings
 from service.store import demo as demo_data
 from service.store import interceptions as interception_store
+from service.store import rollups as rollup_store
 from service.store import tokens as token_store
 from service.store import users as user_store
 
@@ -40,6 +42,8 @@ log = structlog.get_logger("bridgelog")
 ROLES = ("owner", "auditor", "recorder", "member")
 _READ_SIZE = 256 * 1024
 _REVIVE_SECONDS = 2.0
+_DAY_SECONDS = 86_400.0
+_MOST_DIFFERENCES = 100
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -213,6 +217,43 @@ def revoke_token(token_id: str) -> None:
         raise click.ClickException("there is no token of that id")
 
 
+@main.group()
+def rollups() -> None:
+    """What totals and deep pages are read from."""
+
+
+@rollups.command("verify")
+def verify_rollups() -> None:
+    """Compare the rollups with a full count; exits 1, and says where, if they differ."""
+
+    async def verify(database: db.Database) -> list[rollup_store.Difference]:
+        async with database.snapshot() as connection:
+            return await rollup_store.verify(connection, most=_MOST_DIFFERENCES)
+
+    found = _at_length(verify)
+    for wrong in found:
+        kind = f"{wrong.provider} {wrong.provider_name} {wrong.model} {wrong.client}"
+        whose = "everyone" if not wrong.initiator_id.int else wrong.initiator_id
+        where = f"{wrong.level} {instants.format(wrong.starts_at)}, {whose}, {kind}"
+        click.echo(f"{where}: {wrong.rolled_up} rolled up, {wrong.counted} counted")
+    if found:
+        click.echo(f"the rollups differ, at {len(found)} buckets or more: run bridgelog rollups rebuild", err=True)
+        sys.exit(1)
+    click.echo("the rollups agree with a full count")
+
+
+@rollups.command("rebuild")
+def rebuild_rollups() -> None:
+    """Set the rollups right; readers and writers go on meanwhile."""
+
+    async def rebuild(database: db.Database) -> None:
+        async with database.transaction() as connection:
+            await rollup_store.rebuild(connection)
+
+    _at_length(rebuild)
+    click.echo("the rollups are rebuilt")
+
+
 @main.command()
 @click.option("--interceptions", type=click.IntRange(min=1), required=True, help="How many there shall be.")
 @click.option("--seed", type=click.IntRange(0, demo_data.SEEDS.stop - 1), default=1, show_default=True)
@@ -236,6 +277,7 @@ def demo(*, interceptions: int, seed: int, if_empty: bool, beside_others: bool) 
                 progress=lambda done: bar.update(done - bar.pos),
                 beside_others=beside_others,
             )
+        await upkeep.catch_up(database, until=newest)
 
     settings = _settings()
     with _current_database(settings) as (url, _), _told():
@@ -358,6 +400,13 @@ def _in_transaction(work: Callable[[db.Connection], Awaitable[T]]) -> T:
 
     with _current_database(settings) as (url, _), _told():
         return _run(_with(settings, url, whole))
+
+
+def _at_length(work: Callable[[db.Database], Awaitable[T]]) -> T:
+    """Do what reads everything, and may take its time."""
+    settings = _settings()
+    with _current_database(settings) as (url, _), _told():
+        return _run(_with(replace(settings, statement_timeout=_DAY_SECONDS), url, work))
 
 
 async def _first_owner(database: db.Database) -> str | None:

@@ -14,6 +14,7 @@ from service.context import AUTHENTICATOR, DATABASE, LIFECYCLE, METRICS, OPENAPI
 from service.metrics import Metrics
 from service.settings import Settings
 from service.switch import follow_request_logging
+from service.upkeep import keep_rollups
 
 
 def build_app(settings: Settings, *, database_url: str) -> web.Application:
@@ -44,12 +45,24 @@ def build_app(settings: Settings, *, database_url: str) -> web.Application:
             follow_request_logging(database_url, app[DATABASE], gauge=app[METRICS].request_logging)
         )
         yield
-        follower.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await follower
+        await _end(follower)
 
-    app.cleanup_ctx.extend([connections, request_logging])
+    async def upkeep(app: web.Application) -> AsyncIterator[None]:
+        if settings.schema == "foreign":
+            yield
+            return
+        keeper = asyncio.create_task(keep_rollups(app[DATABASE]))
+        yield
+        await _end(keeper)
+
+    app.cleanup_ctx.extend([connections, request_logging, upkeep])
     app.on_response_prepare.append(middleware.without_banner)
     for route in routes.all_routes():
         app.router.add_route(route.method, route.path, route.handler)
     return app
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task

@@ -13,7 +13,7 @@ from service.context import DATABASE, caller
 from service.db import Connection
 from service.schemas import queries
 from service.schemas.queries import Page
-from service.store import interceptions, users
+from service.store import interceptions, totals, users
 
 
 async def list_interceptions(request: web.Request) -> web.Response:
@@ -23,14 +23,14 @@ async def list_interceptions(request: web.Request) -> web.Response:
     async with request.app[DATABASE].snapshot() as connection:
         criteria = await _criteria(connection, asked, who=who)
         cursor = await _cursor(connection, page, who=who)
-        total = await interceptions.count(connection, criteria=criteria)
-        found = await interceptions.list_page(
+        total, found = await totals.read_page(
             connection,
             criteria=criteria,
             # One more than the page holds tells whether anything follows; by offset the total tells it.
             page_size=page.limit + (cursor is not None),
-            skip=page.offset,
+            offset=page.offset,
             cursor=cursor,
+            rolled_up=request.app[DATABASE].writable,
         )
     results = found[: page.limit]
     if cursor is None:

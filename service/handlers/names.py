@@ -36,5 +36,6 @@ async def _list(
             visible_to=caller(request).visible_to,
             page_size=page.limit,
             skip=page.offset,
+            rolled_up=request.app[DATABASE].writable,
         )
     return json_answer(found)

@@ -11,27 +11,32 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Literal
+from uuid import UUID
 
 from service.db import Connection
 from service.store import interceptions
-from service.store.interceptions import Criteria
-from service.store.users import NOBODY
+from service.store.interceptions import Criteria, Cursor
 
-Level = Literal["hour", "day", "month"]
+Unit = Literal["hour", "day", "month"]
 
+# Whose buckets those of everyone are. Their levels have names of their own, so that a caller who may see nobody's
+# interceptions, and nobody is this UUID too, does not meet them.
+EVERYONE = UUID(int=0)
+# Up to here it is cheaper to skip rows than to find out where to begin.
+_DEEP = 200
 _MICROSECOND = timedelta(microseconds=1)
 _FIRST = datetime.min.replace(tzinfo=UTC)
 _LAST = datetime.max.replace(tzinfo=UTC)
 # From the finest to the coarsest. An initiator's hours are not kept: a day of one person is soon counted.
-_EVERYONES_LEVELS: tuple[Level, ...] = ("hour", "day", "month")
-_INITIATORS_LEVELS: tuple[Level, ...] = ("day", "month")
+_EVERYONES_UNITS: tuple[Unit, ...] = ("hour", "day", "month")
+_INITIATORS_UNITS: tuple[Unit, ...] = ("day", "month")
 
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """Time from `begins` up to `ends`, that instant left out: in buckets of `level`, or to be counted one by one."""
+    """Time from `begins` up to `ends`, that instant left out: in buckets of `unit`, or to be counted one by one."""
 
-    level: Level | None
+    unit: Unit | None
     begins: datetime
     ends: datetime
 
@@ -49,18 +54,49 @@ class Place:
     skip: int
 
 
+async def read_page(
+    connection: Connection,
+    *,
+    criteria: Criteria,
+    page_size: int,
+    offset: int = 0,
+    cursor: Cursor | None = None,
+    rolled_up: bool = True,
+) -> tuple[int, list[bytes]]:
+    """How many ended interceptions match, and a page of them, by offset or after a cursor.
+
+    Without rollups, in a database of others, everything is counted and skipped one by one.
+    """
+    if not rolled_up:
+        total = await interceptions.count(connection, criteria=criteria)
+    else:
+        total = await count(connection, criteria=criteria)
+    if cursor is None and offset >= total:
+        return total, []
+    until = None
+    if rolled_up and offset >= _DEEP:
+        place = await locate(connection, criteria=criteria, offset=offset)
+        if place is None:
+            return total, []
+        until, offset = place.until, place.skip
+    page = await interceptions.list_page(
+        connection, criteria=criteria, page_size=page_size, skip=offset, cursor=cursor, started_until=until
+    )
+    return total, page
+
+
 async def count(connection: Connection, *, criteria: Criteria, sealed_until: datetime | None = None) -> int:
     """How many ended interceptions match; `sealed_until` may be what was read from another snapshot a while ago."""
     if sealed_until is None:
         sealed_until = await read_sealed_until(connection)
     stretches = list(_stretches(criteria, sealed_until))
-    whole = [stretch for stretch in stretches if stretch.level]
-    exact = [stretch for stretch in stretches if not stretch.level]
-    row = await connection.row(
+    whole = [stretch for stretch in stretches if stretch.unit]
+    exact = [stretch for stretch in stretches if not stretch.unit]
+    [row] = await connection.rows(
         "rollups/sum_buckets",
         **_filters(criteria),
         scope=_scope(criteria),
-        level=[stretch.level for stretch in whole],
+        level=[_level(criteria, stretch.unit) for stretch in whole],
         begins=[stretch.begins for stretch in whole],
         ends=[stretch.ends for stretch in whole],
         whole_begins=whole[0].begins if whole else _FIRST,
@@ -68,7 +104,6 @@ async def count(connection: Connection, *, criteria: Criteria, sealed_until: dat
         exact_begins=[stretch.begins for stretch in exact],
         exact_ends=[stretch.last for stretch in exact],
     )
-    assert row is not None
     if row["sealed_until"] != sealed_until:
         return await count(connection, criteria=criteria, sealed_until=row["sealed_until"])
     return int(row["total"])
@@ -77,32 +112,38 @@ async def count(connection: Connection, *, criteria: Criteria, sealed_until: dat
 async def locate(connection: Connection, *, criteria: Criteria, offset: int) -> Place | None:
     """Where the match is that `offset` others come before; None if there are not so many."""
     sealed_until = await read_sealed_until(connection)
-    levels = _levels(criteria)
-    remaining = offset
     for stretch in reversed(list(_stretches(criteria, sealed_until))):
-        if stretch.level is None:
+        if stretch.unit is None:
             found = await interceptions.count(
                 connection, criteria=replace(criteria, started_after=stretch.begins, started_before=stretch.last)
             )
-            if remaining < found:
-                return Place(until=stretch.last, skip=remaining)
-            remaining -= found
-            continue
-        within: Stretch | None = stretch
-        while within is not None:
-            level = within.level
-            assert level is not None
-            below, within = within, None
-            for starts_at, found in await _list_buckets(connection, criteria=criteria, stretch=below):
-                if remaining < found:
-                    ends = _following(starts_at, level)
-                    finer = levels.index(level) - 1
-                    if finer < 0:
-                        return Place(until=ends - _MICROSECOND, skip=remaining)
-                    within = Stretch(levels[finer], starts_at, ends)
-                    break
-                remaining -= found
+            if offset < found:
+                return Place(until=stretch.last, skip=offset)
+            offset -= found
+        else:
+            place, offset = await _locate_within(connection, stretch, stretch.unit, criteria=criteria, offset=offset)
+            if place:
+                return place
     return None
+
+
+async def _locate_within(
+    connection: Connection, stretch: Stretch, unit: Unit, *, criteria: Criteria, offset: int
+) -> tuple[Place | None, int]:
+    """The place within a stretch of buckets; or None, and what is left of the offset behind it."""
+    for starts_at, found in await _list_buckets(connection, stretch, unit, criteria=criteria):
+        if offset >= found:
+            offset -= found
+            continue
+        ends = _following(starts_at, unit)
+        units = _units(criteria)
+        if unit == units[0]:
+            return Place(until=ends - _MICROSECOND, skip=offset), 0
+        finer = units[units.index(unit) - 1]
+        return await _locate_within(
+            connection, Stretch(finer, starts_at, ends), finer, criteria=criteria, offset=offset
+        )
+    return None, offset
 
 
 async def read_sealed_until(connection: Connection) -> datetime:
@@ -112,13 +153,14 @@ async def read_sealed_until(connection: Connection) -> datetime:
 
 
 async def _list_buckets(
-    connection: Connection, *, criteria: Criteria, stretch: Stretch
-) -> Sequence[tuple[datetime, int]]:
+    connection: Connection, stretch: Stretch, unit: Unit, *, criteria: Criteria
+) -> list[tuple[datetime, int]]:
     rows = await connection.rows(
         "rollups/list_buckets",
         **_filters(criteria),
         scope=_scope(criteria),
-        level=stretch.level,
+        level=_level(criteria, unit),
+        unit=unit,
         begins=stretch.begins,
         ends=stretch.ends,
     )
@@ -129,96 +171,105 @@ def _stretches(criteria: Criteria, sealed_until: datetime) -> Iterator[Stretch]:
     begins = criteria.started_after or _FIRST
     last = criteria.started_before or _LAST
     ends = last if last == _LAST else last + _MICROSECOND
-    return divide(begins, ends, sealed_until=sealed_until, levels=_levels(criteria))
+    return divide(begins, ends, sealed_until=sealed_until, units=_units(criteria))
 
 
-def divide(
-    begins: datetime, ends: datetime, *, sealed_until: datetime, levels: Sequence[Level]
-) -> Iterator[Stretch]:
+def divide(begins: datetime, ends: datetime, *, sealed_until: datetime, units: Sequence[Unit]) -> Iterator[Stretch]:
     """A stretch of time as stretches of buckets, as coarse as they fit, and of single interceptions; in order of time.
 
-    `levels` are those that there are, the finest first.
+    `units` are those that there are, the finest first.
     """
     if begins < min(ends, sealed_until):
         if ends < sealed_until:
-            yield from _ragged(begins, ends, levels)
+            yield from _ragged(begins, ends, units)
         else:
             # The coarsest bucket in which sealed_until lies holds nothing after it.
-            first = _ceiling(begins, levels[0])
+            first = _ceiling(begins, units[0])
             if first < sealed_until:
                 if begins < first:
                     yield Stretch(None, begins, first)
-                yield from _climb(first, _ceiling(sealed_until, levels[-1]), levels)
+                yield from _climb(first, _ceiling(sealed_until, units[-1]), units)
             else:
                 yield Stretch(None, begins, sealed_until)
     if ends > sealed_until:
         begins = max(begins, sealed_until)
-        if begins < ends:
+        if begins < ends or ends == _LAST:  # the last instant of all belongs to it: see Stretch.last
             yield Stretch(None, begins, ends)
 
 
-def _ragged(begins: datetime, ends: datetime, levels: Sequence[Level]) -> Iterator[Stretch]:
-    first, last = _ceiling(begins, levels[0]), _floor(ends, levels[0])
+def _ragged(begins: datetime, ends: datetime, units: Sequence[Unit]) -> Iterator[Stretch]:
+    first, last = _ceiling(begins, units[0]), _floor(ends, units[0])
     if first >= last:
         yield Stretch(None, begins, ends)
         return
     if begins < first:
         yield Stretch(None, begins, first)
-    yield from _climb(first, last, levels)
+    yield from _climb(first, last, units)
     if last < ends:
         yield Stretch(None, last, ends)
 
 
-def _climb(begins: datetime, ends: datetime, levels: Sequence[Level]) -> Iterator[Stretch]:
-    """From and to borders of the finest level, by way of the coarser ones where they fit."""
-    marks: list[tuple[datetime, Level]] = []
+def _climb(begins: datetime, ends: datetime, units: Sequence[Unit]) -> Iterator[Stretch]:
+    """From and to borders of the finest unit, by way of the coarser ones where they fit."""
+    marks: list[tuple[datetime, Unit]] = []
     rising, falling = begins, ends
-    after: list[tuple[datetime, datetime, Level]] = []
-    for level, coarser in pairwise(levels):
+    after: list[tuple[datetime, datetime, Unit]] = []
+    for unit, coarser in pairwise(units):
         up, down = _ceiling(rising, coarser), _floor(falling, coarser)
         if up >= down:
             break
-        marks.append((rising, level))
-        after.append((down, falling, level))
+        marks.append((rising, unit))
+        after.append((down, falling, unit))
         rising, falling = up, down
-    top = levels[len(marks)]
+    top = units[len(marks)]
     borders = [*(mark for mark, _ in marks), rising]
-    for (mark, level), following in zip(marks, borders[1:], strict=True):
+    for (mark, unit), following in zip(marks, borders[1:], strict=True):
         if mark < following:
-            yield Stretch(level, mark, following)
+            yield Stretch(unit, mark, following)
     if rising < falling:
         yield Stretch(top, rising, falling)
-    for down, up, level in reversed(after):
+    for down, up, unit in reversed(after):
         if down < up:
-            yield Stretch(level, down, up)
+            yield Stretch(unit, down, up)
 
 
-def _floor(instant: datetime, level: Level) -> datetime:
-    if level == "hour":
+def _floor(instant: datetime, unit: Unit) -> datetime:
+    if unit == "hour":
         return instant.replace(minute=0, second=0, microsecond=0)
     day = instant.replace(hour=0, minute=0, second=0, microsecond=0)
-    return day if level == "day" else day.replace(day=1)
+    return day if unit == "day" else day.replace(day=1)
 
 
-def _ceiling(instant: datetime, level: Level) -> datetime:
-    floor = _floor(instant, level)
-    return floor if floor == instant else _following(floor, level)
+def _ceiling(instant: datetime, unit: Unit) -> datetime:
+    floor = _floor(instant, unit)
+    return floor if floor == instant else _following(floor, unit)
 
 
-def _following(start: datetime, level: Level) -> datetime:
-    if level == "hour":
+def _following(start: datetime, unit: Unit) -> datetime:
+    if unit == "hour":
         return start + timedelta(hours=1)
-    if level == "day":
+    if unit == "day":
         return start + timedelta(days=1)
     return _floor(start + timedelta(days=31), "month")
 
 
-def _levels(criteria: Criteria) -> tuple[Level, ...]:
-    return _EVERYONES_LEVELS if _scope(criteria) == NOBODY else _INITIATORS_LEVELS
+def _is_of_everyone(criteria: Criteria) -> bool:
+    return criteria.initiator_id is None and criteria.visible_to is None
 
 
-def _scope(criteria: Criteria) -> object:
-    return criteria.initiator_id or criteria.visible_to or NOBODY
+def _units(criteria: Criteria) -> tuple[Unit, ...]:
+    return _EVERYONES_UNITS if _is_of_everyone(criteria) else _INITIATORS_UNITS
+
+
+def _level(criteria: Criteria, unit: Unit | None) -> str:
+    return str(unit) if _is_of_everyone(criteria) else f"own {unit}"
+
+
+def _scope(criteria: Criteria) -> UUID:
+    return next(
+        (scope for scope in (criteria.initiator_id, criteria.visible_to) if scope is not None),
+        EVERYONE,
+    )
 
 
 def _filters(criteria: Criteria) -> dict[str, object]:

@@ -1,47 +1,17 @@
--- list_models: the distinct models of ended interceptions that the caller may see, by code point.
---
--- The recursion leaps along the index from each name to the next one, so that the cost is that of the names and not of the
--- interceptions.
+-- list_models: the distinct models of ended interceptions that the caller may see, by code point, where there are no rollups.
 --
 -- param   prefix      text    only names that begin with this; '' is all of them
 -- param   visible_to  uuid    optional: only models that this user used
 -- param   page_size   bigint  at most this many names
 -- param   skip        bigint  leave out that many first
 -- result  many  name text
--- index   aibridge_interceptions_model_idx
-WITH RECURSIVE names AS (
-    (
-        SELECT model COLLATE "C" AS name
-        FROM aibridge_interceptions
-        WHERE ended_at IS NOT NULL
-            AND model COLLATE "C" >= :prefix
-        ORDER BY model COLLATE "C" ASC
-        LIMIT 1
-    )
-    UNION ALL
-    SELECT
-        (
-            SELECT model COLLATE "C"
-            FROM aibridge_interceptions
-            WHERE ended_at IS NOT NULL
-                AND model COLLATE "C" > names.name
-            ORDER BY model COLLATE "C" ASC
-            LIMIT 1
-        ) AS name
-    FROM names
-    WHERE starts_with(names.name, :prefix)
-)
-
-SELECT name
-FROM names
-WHERE starts_with(name, :prefix)
-    AND EXISTS (
-        SELECT 1
-        FROM aibridge_interceptions
-        WHERE ended_at IS NOT NULL
-            AND model COLLATE "C" = names.name
-            AND initiator_id = :visible_to  -- optional
-    )
-ORDER BY name ASC
+-- index   none
+SELECT model AS name
+FROM aibridge_interceptions
+WHERE ended_at IS NOT NULL
+    AND starts_with(model, :prefix)
+    AND initiator_id = :visible_to  -- optional
+GROUP BY model
+ORDER BY (model) COLLATE "C" ASC
 LIMIT :page_size
 OFFSET :skip

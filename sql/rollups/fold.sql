@@ -18,18 +18,18 @@ INSERT INTO bridgelog_rollup_buckets (initiator_id, level, starts_at, kind_id, i
 SELECT
     bucket.initiator_id,
     bucket.level,
-    date_trunc(bucket.level, taken.hour, 'UTC') AS starts_at,
+    date_trunc(bucket.unit, taken.hour, 'UTC') AS starts_at,
     taken.kind_id,
     sum(taken.interceptions) AS interceptions
 FROM taken
 CROSS JOIN LATERAL (
     VALUES
-    ('00000000-0000-0000-0000-000000000000'::uuid, 'hour'),
-    ('00000000-0000-0000-0000-000000000000'::uuid, 'day'),
-    ('00000000-0000-0000-0000-000000000000'::uuid, 'month'),
-    (taken.initiator_id, 'day'),
-    (taken.initiator_id, 'month')
-) AS bucket (initiator_id, level)
+    ('00000000-0000-0000-0000-000000000000'::uuid, 'hour', 'hour'),
+    ('00000000-0000-0000-0000-000000000000'::uuid, 'day', 'day'),
+    ('00000000-0000-0000-0000-000000000000'::uuid, 'month', 'month'),
+    (taken.initiator_id, 'own day', 'day'),
+    (taken.initiator_id, 'own month', 'month')
+) AS bucket (initiator_id, level, unit)
 GROUP BY 1, 2, 3, 4
 HAVING sum(taken.interceptions) <> 0
 ON CONFLICT (initiator_id, level, starts_at, kind_id) DO UPDATE

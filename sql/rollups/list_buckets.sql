@@ -7,7 +7,8 @@
 -- param   provider_name   text         optional: only this provider instance
 -- param   model           text         optional: only this model
 -- param   client          text         optional: only this client; a client that is null reads Unknown
--- param   level           text         hour, day or month
+-- param   level           text         which buckets
+-- param   unit            text         how long they are: hour, day or month
 -- param   begins          timestamptz  where the first bucket begins
 -- param   ends            timestamptz  where the last one ends
 -- result  many  starts_at timestamptz, interceptions bigint
@@ -36,7 +37,7 @@ FROM (
         )
     UNION ALL
     SELECT
-        date_trunc(:level, hour, 'UTC') AS starts_at,
+        date_trunc(:unit, hour, 'UTC') AS starts_at,
         interceptions
     FROM bridgelog_rollup_changes
     WHERE hour >= :begins
