@@ -135,7 +135,8 @@ def add_user(username: str, roles: tuple[str, ...], user_id: str | None, name: s
     if not username.strip():
         raise click.BadParameter("must not be empty", param_hint="USERNAME")
     for what, text in (("USERNAME", username), ("--name", name)):
-        if problem := jsontext.text_problem(text):
+        problem = jsontext.text_problem(text) or ("must have at most 512 characters" if len(text) > 512 else None)
+        if problem:
             raise click.BadParameter(problem, param_hint=what)
     new_id = _user_id(user_id)
 

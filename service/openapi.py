@@ -44,10 +44,10 @@ they ask for.
 **Requests are traced** by `X-Request-Id`: an id of 1 to 64 characters of `[A-Za-z0-9._-]` that a request brings is
 answered; else one is made.
 
-**Values.** Instants are RFC 3339, answered in UTC and kept to the microsecond. UUIDs are read in either case and answered
-in lower case; the all-zero one is none. Text, that of metadata included, cannot hold U+0000; metadata nests 64 levels at
-most and holds numbers within the range of double precision. Integers have no fraction, not even `.0`. Bodies may come
-compressed (gzip, deflate).
+**Values.** Instants are RFC 3339, from the year 1 to 9999 in UTC, in which they are answered, and kept to the microsecond.
+UUIDs are read in either case and answered in lower case; the all-zero one is none. Text, that of metadata included, cannot
+hold U+0000; metadata nests 64 levels at most and holds numbers within the range of double precision. Integers have no
+fraction, not even `.0`. Bodies may come compressed (gzip, deflate).
 """
 
 _TAGS = {
@@ -249,7 +249,9 @@ CALLS: Mapping[Handler, Call] = {
     ),
     operations.healthz: Call("Operations", {200: Answer("It is alive.", Content(shapes.Status))}),
     operations.readyz: Call(
-        "Operations", {200: Answer("It is ready.", Content(shapes.Status))}, (errors.NotReady, errors.SchemaBehind)
+        "Operations",
+        {200: Answer("It is ready.", Content(shapes.Status))},
+        (errors.NotReady, errors.SchemaBehind, errors.TookTooLong),
     ),
     operations.metrics: Call(
         "Operations", {200: Answer("The metrics.", Content({"type": "string"}, media_type="text/plain"))}

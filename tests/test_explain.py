@@ -304,14 +304,17 @@ async def test_no_page_reads_the_whole_table(shared_url: str) -> None:
             assert "Seq Scan" not in node["Node Type"], (values, node, text)
 
 
+NAMES: dict[str, object] = {"scope": UUID(int=0), "level": "month", "page_size": 100, "skip": 0}
+
+
 async def test_no_lookup_reads_the_whole_table(shared_url: str) -> None:
     for name, values in (
         ("interceptions/find_cursor", {"interception_id": UUID(int=9)}),
         ("interceptions/find_cursor", {"interception_id": UUID(int=9), "visible_to": UUID(int=7)}),
-        ("names/list_models", {"prefix": "", "page_size": 100, "skip": 0}),
-        ("names/list_models", {"prefix": "m", "page_size": 100, "skip": 0, "visible_to": UUID(int=7)}),
-        ("names/list_clients", {"prefix": "", "page_size": 100, "skip": 0}),
-        ("names/list_clients", {"prefix": "c", "page_size": 100, "skip": 0, "visible_to": UUID(int=7)}),
+        ("rollups/list_models", NAMES | {"prefix": ""}),
+        ("rollups/list_models", NAMES | {"prefix": "m", "level": "own month", "visible_to": UUID(int=7)}),
+        ("rollups/list_clients", NAMES | {"prefix": ""}),
+        ("rollups/list_clients", NAMES | {"prefix": "c", "level": "own month", "visible_to": UUID(int=7)}),
         ("interceptions/count_matching", {"visible_to": UUID(int=7)}),
         ("interceptions/count_matching", {"initiator_id": UUID(int=7), "model": "model-1"}),
     ):

@@ -91,8 +91,7 @@ def test_the_lock_of_a_killed_process_stops_nobody(empty_database_url: str) -> N
     migrations.apply(empty_database_url)
     run(empty_database_url, "INSERT INTO yoyo_lock (locked, ctime, pid) VALUES (1, now(), 1)")
     run(empty_database_url, "DELETE FROM _yoyo_migration WHERE migration_id = %s", migrations.names()[-1])
-    run(empty_database_url, "DROP TABLE bridgelog_request_logging_changes")
-    run(empty_database_url, "DROP FUNCTION bridgelog_notify_request_logging")
+    run(empty_database_url, Path(f"migrations/{migrations.names()[-1]}.rollback.sql").read_text())
     assert migrations.apply(empty_database_url) == [migrations.names()[-1]]
 
 

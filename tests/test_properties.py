@@ -12,7 +12,7 @@ from uuid import UUID
 
 import pytest
 from conftest import API, Client, Person
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from rows import Row, Sql, put
 
@@ -20,6 +20,8 @@ bounded = settings(
     derandomize=True,
     deadline=None,
     max_examples=40,
+    # Shrinking takes minutes where each step fills a database, and an example is small as it is.
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
     # Each example begins by emptying the tables, so that one database, one application and its users serve them all.
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
@@ -57,7 +59,7 @@ NAMES = [
     "$1",
 ]
 PROVIDERS = ["a", "A"]
-CLIENTS = ["Unknown", "unknown", "Zed", "😀"]
+CLIENTS = ["Unknown", "Unknown", "unknown", "😀"]
 # Ids that differ in their first and in their last bits, so that their order is put to the test.
 IDS = [UUID(int=(high << 120) | low) for high in (0, 1, 127, 128, 255) for low in range(1, 7)]
 
@@ -81,10 +83,10 @@ def logs(draw: st.DrawFn) -> list[tuple[int, Row]]:
             draw(st.integers(0, 3)),
             {
                 "id": key,
-                "provider": draw(st.sampled_from(PROVIDERS)),
+                "provider": draw(st.sampled_from(["a", *PROVIDERS])),
                 "provider_name": draw(st.sampled_from(["", *PROVIDERS])),
                 "model": draw(st.sampled_from(models)),
-                "client": draw(st.sampled_from([None, "", *CLIENTS])),
+                "client": draw(st.sampled_from([None, "", *CLIENTS[1:]])),
                 "started_at": draw(st.sampled_from(instants)).isoformat(),
                 "ended_at": draw(st.sampled_from([NOON, NOON, NOON, NOON, None])),
             },
@@ -107,7 +109,7 @@ def searches(draw: st.DrawFn, models: list[str], instants: list[datetime]) -> Se
     terms: list[str] = []
     conditions: list[Callable[[Row], bool]] = []
     values = {"provider": PROVIDERS, "provider_name": PROVIDERS, "model": models, "client": CLIENTS}
-    for key in draw(st.lists(st.sampled_from([*values, "bounds"]), unique=True, max_size=2)):
+    for key in draw(st.lists(st.sampled_from([*values, "bounds"]), unique=True, min_size=1, max_size=2)):
         if key == "bounds":
             after, before = sorted(draw(st.lists(st.sampled_from(instants), unique=True, min_size=2, max_size=2)))
             ends = draw(st.sampled_from(["after", "before", "both"]))
@@ -202,7 +204,7 @@ def shown(row: Row) -> dict[str, Any]:
     asked=logs_and_searches(),
     size=st.sampled_from([1, 2, 3, 5, 30, 1000]),
     who=st.sampled_from([0, 3, 0, 1, 2]),
-    wanted=st.sampled_from([None, None, "me", "id", "name", "stranger"]),
+    wanted=st.sampled_from([None, None, None, "me", "id", "name", "stranger"]),
 )
 async def test_pages_joined_are_a_filter_and_a_sort(  # noqa: PLR0917  # fixtures and what is drawn
     client: Client,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import random
 import time
 import zlib
 from collections.abc import Callable
@@ -269,6 +270,32 @@ async def test_lengths(recorder: Recorder) -> None:
     # Characters, not bytes, and not UTF-16 units.
     fits = running(client="\U0001f600" * 64, client_session_id="é" * 256)
     assert (await recorder.record(fits)).body["client"] == fits["client"]
+
+
+async def test_names_that_an_index_holds(recorder: Recorder) -> None:
+    """Longer ones PostgreSQL would refuse: an entry of an index is bounded, and what does not compress fills it."""
+    noise = random.Random(5)
+    fits, too_long = ("".join(chr(noise.randrange(0x10000, 0x10FFFF)) for _ in range(length)) for length in (512, 513))
+    call = tool_usage(provider_tool_call_id=fits)
+    who = {"id": str(uuid4()), "username": fits}
+    body = without(running(model=fits, initiator=who, tool_usages=[call]), "initiator_id")
+    assert (await recorder.record(body)).status == 201
+    call["provider_tool_call_id"] = too_long
+    assert_invalid(
+        await recorder.record(
+            running(
+                model=too_long,
+                initiator=who | {"username": too_long},
+                initiator_id=who["id"],
+                correlating_tool_call_id=too_long,
+                tool_usages=[call],
+            )
+        ),
+        dict.fromkeys(
+            ["model", "initiator.username", "correlating_tool_call_id", "tool_usages.0.provider_tool_call_id"],
+            "must have at most 512 characters",
+        ),
+    )
 
 
 async def test_tokens_are_integers_that_fit(recorder: Recorder) -> None:

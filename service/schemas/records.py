@@ -26,6 +26,10 @@ _TOLD: dict[str, str | list[Any] | dict[Any, Any]] = {"required": "is required",
 _OF_OBJECTS = {"unknown": "is not a known member", "type": "must be an object"}
 
 
+def _at_most(characters: int) -> Length:
+    return Length(max=characters, error=f"must have at most {characters} characters")
+
+
 class Text(fields.String):
     """Text that PostgreSQL can hold."""
 
@@ -157,7 +161,7 @@ class ToolUsage(_Child):
     id = Identifier()
     provider_response_id = Text(required=True)
     provider_tool_call_id = Text(
-        allow_none=True, metadata={"description": "The provider's id of the call; not listed."}
+        allow_none=True, validate=_at_most(512), metadata={"description": "The provider's id of the call; not listed."}
     )
     server_url = Text(allow_none=True, metadata={"description": "The MCP server of the tool, if it has one."})
     tool = Text(required=True)
@@ -184,7 +188,7 @@ class InitiatorBody(Body):
     """The user who caused an interception. An empty username creates and changes no user."""
 
     id = Identifier(required=True)
-    username = Text(required=True)
+    username = Text(required=True, validate=_at_most(512))
     name = Text()
     avatar_url = Text()
 
@@ -198,14 +202,16 @@ class InterceptionBody(Body):
     api_key_id = Text(allow_none=True)
     provider = Text(required=True)
     provider_name = Text()
-    model = Text(required=True)
-    client = Text(allow_none=True, validate=Length(max=64, error="must have at most 64 characters"))
+    model = Text(required=True, validate=_at_most(512))
+    client = Text(allow_none=True, validate=_at_most(64))
     metadata = Metadata()
     started_at = Instant(required=True)
     ended_at = Instant(allow_none=True)
-    client_session_id = Text(allow_none=True, validate=Length(max=256, error="must have at most 256 characters"))
+    client_session_id = Text(allow_none=True, validate=_at_most(256))
     correlating_tool_call_id = Text(
-        allow_none=True, metadata={"description": "The provider's id of the tool call that this request answers."}
+        allow_none=True,
+        validate=_at_most(512),
+        metadata={"description": "The provider's id of the tool call that this request answers."},
     )
     token_usages = Array(fields.Nested(TokenUsage, error_messages=_TOLD))
     user_prompts = Array(fields.Nested(UserPrompt, error_messages=_TOLD))
