@@ -69,7 +69,7 @@ CREATE TABLE bridgelog_rollup_buckets (
 -- that what they write is either counted by the sealing, or written as a change. In READ COMMITTED the second statement
 -- sees what was sealed while the first one waited; a transaction with an older snapshot would not, and is made to fail by
 -- its row lock if that happened.
-CREATE FUNCTION bridgelog_sealed_until() RETURNS timestamptz LANGUAGE plpgsql AS $$
+CREATE FUNCTION bridgelog_sealed_until() RETURNS timestamptz LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 DECLARE
     found timestamptz;
 BEGIN
@@ -83,7 +83,7 @@ BEGIN
 END;
 $$;
 
-CREATE FUNCTION bridgelog_roll_up_insert() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION bridgelog_roll_up_insert() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 DECLARE
     sealed timestamptz := bridgelog_sealed_until();
 BEGIN
@@ -98,7 +98,7 @@ BEGIN
 END;
 $$;
 
-CREATE FUNCTION bridgelog_roll_up_delete() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION bridgelog_roll_up_delete() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 DECLARE
     sealed timestamptz := bridgelog_sealed_until();
 BEGIN
@@ -113,7 +113,7 @@ BEGIN
 END;
 $$;
 
-CREATE FUNCTION bridgelog_roll_up_update() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION bridgelog_roll_up_update() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 DECLARE
     sealed timestamptz := bridgelog_sealed_until();
 BEGIN
@@ -135,7 +135,7 @@ BEGIN
 END;
 $$;
 
-CREATE FUNCTION bridgelog_roll_up_truncate() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION bridgelog_roll_up_truncate() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 BEGIN
     PERFORM bridgelog_sealed_until();
     TRUNCATE bridgelog_rollup_changes, bridgelog_rollup_buckets;

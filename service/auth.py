@@ -67,13 +67,29 @@ def visible_to(user_id: UUID, roles: frozenset[str], *, member_read: Literal["ow
     return user_id
 
 
-def presented_token(headers: Mapping[str, str], cookies: Mapping[str, str]) -> str | None:
-    """The token of a request: header Coder-Session-Token, else bearer, else cookie; None where there is none."""
+def presented_token(headers: Mapping[str, str], cookies: Mapping[str, str], *, safe: bool) -> str | None:
+    """The token of a request: header Coder-Session-Token, else bearer, else cookie; None where there is none.
+
+    A browser adds a cookie by itself, also to a form that another site has made it send: a request that is not `safe` (RFC
+    9110) is not signed in by that. Raises SignedOut then.
+    """
     if token := headers.get("Coder-Session-Token", "").strip():
         return token
     if bearer := _BEARER.fullmatch(headers.get("Authorization", "").strip()):
         return bearer[1]
-    return cookies.get("coder_session_token") or None
+    cookie = cookies.get("coder_session_token")
+    if cookie and not safe and _is_from_elsewhere(headers):
+        raise errors.SignedOut(
+            "The cookie does not sign in what another site sends: send the token in the header Coder-Session-Token."
+        )
+    return cookie or None
+
+
+def _is_from_elsewhere(headers: Mapping[str, str]) -> bool:
+    if site := headers.get("Sec-Fetch-Site"):
+        return site not in {"same-origin", "none"}
+    origin = headers.get("Origin")
+    return origin is not None and origin.partition("://")[2] != headers.get("Host")
 
 
 class Authenticator:

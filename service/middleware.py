@@ -24,6 +24,7 @@ log = structlog.get_logger("bridgelog")
 
 _BELOW = tuple(f"{prefix}/" for prefix in PREFIXES)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
@@ -59,7 +60,7 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
 async def sign_in(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Below the prefixes everybody is signed in, before it matters whether the path exists."""
     if f"{request.path}/".startswith(_BELOW):
-        token = presented_token(request.headers, request.cookies)
+        token = presented_token(request.headers, request.cookies, safe=request.method in _SAFE)
         request[CALLER] = await request.app[AUTHENTICATOR].authenticate(token)
     return await handler(request)
 

@@ -354,3 +354,27 @@ async def test_a_user_is_let_in_again(client: Client, member: Person, sql: Sql) 
     await refusal(client, member.token)
     sql("UPDATE users SET status = 'active' WHERE id = %s", member.id)
     assert (await look(client, member)).total == 0
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),  # no browser, or an old one
+        ({"Sec-Fetch-Site": "same-origin"}, 200),
+        ({"Sec-Fetch-Site": "none"}, 200),
+        ({"Sec-Fetch-Site": "same-site"}, 401),
+        ({"Sec-Fetch-Site": "cross-site"}, 401),
+        ({"Sec-Fetch-Site": "same-origin", "Origin": "https://before.the.proxy"}, 200),
+        ({"Origin": "https://evil.example"}, 401),
+        ({"Origin": "null"}, 401),
+    ],
+)
+async def test_a_cookie_does_not_sign_in_a_form_of_another_site(
+    client: Client, owner: Person, headers: dict[str, str], status: int
+) -> None:
+    cookie = {"Cookie": f"coder_session_token={owner.token}"}
+    path = f"{API}/log-requests"
+    assert (await client.post(path, json={"enabled": True}, headers=cookie | headers)).status == status
+    # Reading changes nothing, and a header is added by nobody but who means it.
+    assert (await client.get(path, headers=cookie | headers)).status == 200
+    assert (await client.post(path, json={"enabled": True}, headers=owner.headers | headers)).status == 200
