@@ -27,6 +27,7 @@ from service.db import Database
 from service.store import demo, tokens, users
 
 SCRIPTS = Path(__file__).parent / "sql"
+SIZES = ("10000", "100000", "1000000", "10000000")
 DEMO_AT_MOST = 1_000_000
 _DAYS = 10
 
@@ -77,7 +78,9 @@ async def provide(url: str, *, size: int) -> Dataset:
             token = await tokens.create(connection, user_id=owner, created_at=now)
     raw = await asyncpg.connect(beside(url, name))
     try:
-        built = await raw.fetchval("SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = $1", name)
+        built = await raw.fetchval(
+            "SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = $1", name
+        )
         total = await raw.fetchval("SELECT count(*) FROM aibridge_interceptions WHERE ended_at IS NOT NULL")
     finally:
         await raw.close()
@@ -157,7 +160,7 @@ async def _seal(url: str) -> str:
 
 def _fingerprint() -> str:
     digest = hashlib.sha256()
-    for folder in (ROOT / "migrations", ROOT / "sql" / "demo", SCRIPTS):
-        for path in sorted(folder.glob("*.sql")):
-            digest.update(path.read_bytes())
+    ours = [SCRIPTS / f"{name}.sql" for name in ("set_aside", "copy_interceptions", "copy_children")]
+    for path in [*sorted((ROOT / "migrations").glob("*.sql")), *sorted((ROOT / "sql" / "demo").glob("*.sql")), *ours]:
+        digest.update(path.read_bytes())
     return digest.hexdigest()[:16]

@@ -43,13 +43,13 @@ def summary(samples: Sequence[float], *, rate: float | None = None) -> Measureme
 
 def median(runs: Iterable[Measurement], field: str) -> float:
     """The median of one field over the rounds."""
-    return statistics.median(getattr(run, field) for run in runs)
+    return statistics.median(float(getattr(run, field)) for run in runs)
 
 
 def ratio(ours: Sequence[Measurement], others: Sequence[Measurement], field: str = "rate") -> float:
     """The median, over the rounds, of one by the other in the same round."""
     return statistics.median(
-        getattr(one, field) / getattr(other, field) for one, other in zip(ours, others, strict=True)
+        float(getattr(one, field)) / float(getattr(other, field)) for one, other in zip(ours, others, strict=True)
     )
 
 

@@ -77,7 +77,7 @@ BEGIN
     IF current_setting('transaction_isolation') = 'read committed' THEN
         SELECT sealed_until INTO STRICT found FROM bridgelog_rollup_state;
     ELSE
-        SELECT sealed_until INTO STRICT found FROM bridgelog_rollup_state FOR KEY SHARE;
+        SELECT sealed_until INTO STRICT found FROM bridgelog_rollup_state FOR SHARE;
     END IF;
     RETURN found;
 END;

@@ -1,4 +1,4 @@
-"""The command line: serve, migrate, users, tokens, demo, import."""
+"""The command line: serve, migrate, users, tokens, rollups, demo, import."""
 
 from __future__ import annotations
 
@@ -238,7 +238,8 @@ def verify_rollups() -> None:
         where = f"{wrong.level} {instants.format(wrong.starts_at)}, {whose}, {kind}"
         click.echo(f"{where}: {wrong.rolled_up} rolled up, {wrong.counted} counted")
     if found:
-        click.echo(f"the rollups differ, at {len(found)} buckets or more: run bridgelog rollups rebuild", err=True)
+        more = " or more" if len(found) == _MOST_DIFFERENCES else ""
+        click.echo(f"the rollups differ in {len(found)} buckets{more}: run bridgelog rollups rebuild", err=True)
         sys.exit(1)
     click.echo("the rollups agree with a full count")
 
@@ -406,6 +407,8 @@ def _in_transaction(work: Callable[[db.Connection], Awaitable[T]]) -> T:
 def _at_length(work: Callable[[db.Database], Awaitable[T]]) -> T:
     """Do what reads everything, and may take its time."""
     settings = _settings()
+    if settings.schema == "foreign":
+        raise click.ClickException("BRIDGELOG_SCHEMA=foreign: a database of another system has no rollups")
     with _current_database(settings) as (url, _), _told():
         return _run(_with(replace(settings, statement_timeout=_DAY_SECONDS), url, work))
 

@@ -46,6 +46,9 @@ _GONE = (
     OSError,
     TimeoutError,
 )
+# What the database says that means no refusal: a defect, or a privilege that is missing.
+UnforeseenError = asyncpg.PostgresError
+
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)  # PostgreSQL's
 _MICROSECOND = timedelta(microseconds=1)
 _FIRST = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
@@ -54,11 +57,21 @@ _CONTENTION = (asyncpg.DeadlockDetectedError, asyncpg.LockNotAvailableError, asy
 
 
 class Connection:
-    """One connection for the length of a unit of work. The verbs name a statement (`noun/statement`) and its values."""
+    """One connection for the length of a unit of work. The verbs name a statement (`noun/statement`) and its values.
 
-    def __init__(self, raw: asyncpg.pool.PoolConnectionProxy[Any], statements: Mapping[str, Statement]) -> None:
+    `hints` is what earlier units of work found out, on any connection of the pool: it may be out of date, and saves a
+    question where a statement tells whether it is.
+    """
+
+    def __init__(
+        self,
+        raw: asyncpg.pool.PoolConnectionProxy[Any],
+        statements: Mapping[str, Statement],
+        hints: dict[str, Any],
+    ) -> None:
         self._raw = raw
         self._statements = statements
+        self.hints = hints
 
     async def rows(self, statement: str, **values: object) -> list[asyncpg.Record]:
         """All rows of a statement whose result is `many`."""
@@ -90,6 +103,7 @@ class Database:
     def __init__(self, pool: asyncpg.Pool[Any], statements: Mapping[str, Statement], *, writable: bool) -> None:
         self._pool = pool
         self._statements = statements
+        self._hints: dict[str, Any] = {}
         self.writable = writable
 
     @property
@@ -108,7 +122,7 @@ class Database:
         with _translated():
             raw = await self._pool.acquire(timeout=_ACQUIRE_TIMEOUT)
         try:
-            yield Connection(raw, self._statements)
+            yield Connection(raw, self._statements, self._hints)
         finally:
             await self._pool.release(raw)
 
@@ -150,7 +164,7 @@ class Database:
             with _translated():
                 await transaction.start()
             try:
-                yield Connection(raw, self._statements)
+                yield Connection(raw, self._statements, self._hints)
             except BaseException:
                 with suppress(*_GONE):  # what the block raised says more than a rollback on a lost connection
                     await transaction.rollback()

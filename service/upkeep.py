@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import structlog
 
 from service import errors
-from service.db import Database
+from service.db import Database, UnforeseenError
 from service.store import rollups
 
 log = structlog.get_logger("bridgelog.upkeep")
@@ -25,14 +25,19 @@ async def keep_rollups(database: Database) -> None:
             await catch_up(database, until=datetime.now(UTC) - _LAG)
         except errors.Refusal as problem:
             log.warning("the rollups could not be kept up; trying again", reason=problem.message)
+        except UnforeseenError:
+            log.exception("the rollups cannot be kept up; trying again")
         await asyncio.sleep(_EVERY_SECONDS)
 
 
 async def catch_up(database: Database, *, until: datetime) -> None:
-    """Seal everything that started before `until`, a day at a time, and fold all changes."""
+    """Fold all changes, and seal everything that started before `until`, a day at a time."""
     more = True
     while more:
-        async with database.transaction() as connection:
-            more = await rollups.seal(connection, until=until)
+        # Before sealing, which may have to give way to somebody who writes at length.
         async with database.transaction() as connection:
             await rollups.fold(connection)
+        async with database.transaction() as connection:
+            more = await rollups.seal(connection, until=until)
+    async with database.transaction() as connection:
+        await rollups.fold(connection)

@@ -65,5 +65,6 @@ async def verify(connection: Connection, *, most: int) -> list[Difference]:
 async def rebuild(connection: Connection) -> None:
     """Set every bucket right. Who reads and writes goes on meanwhile, and totals that were exact stay so."""
     await connection.value("rollups/take_upkeep")
+    await connection.run("rollups/insert_kinds")
     await connection.run("rollups/insert_all_kinds")
     await connection.run("rollups/rebuild")

@@ -24,6 +24,7 @@ Unit = Literal["hour", "day", "month"]
 EVERYONE = UUID(int=0)
 # Up to here it is cheaper to skip rows than to find out where to begin.
 _DEEP = 200
+_SEALED_UNTIL = "rollups: sealed until"
 _MICROSECOND = timedelta(microseconds=1)
 _FIRST = datetime.min.replace(tzinfo=UTC)
 _LAST = datetime.max.replace(tzinfo=UTC)
@@ -85,10 +86,9 @@ async def read_page(
     return total, page
 
 
-async def count(connection: Connection, *, criteria: Criteria, sealed_until: datetime | None = None) -> int:
-    """How many ended interceptions match; `sealed_until` may be what was read from another snapshot a while ago."""
-    if sealed_until is None:
-        sealed_until = await read_sealed_until(connection)
+async def count(connection: Connection, *, criteria: Criteria) -> int:
+    """How many ended interceptions match. Up to where the rollups reach is asked only where that has changed."""
+    sealed_until = connection.hints.get(_SEALED_UNTIL) or await read_sealed_until(connection)
     stretches = list(_stretches(criteria, sealed_until))
     whole = [stretch for stretch in stretches if stretch.unit]
     exact = [stretch for stretch in stretches if not stretch.unit]
@@ -105,7 +105,8 @@ async def count(connection: Connection, *, criteria: Criteria, sealed_until: dat
         exact_ends=[stretch.last for stretch in exact],
     )
     if row["sealed_until"] != sealed_until:
-        return await count(connection, criteria=criteria, sealed_until=row["sealed_until"])
+        connection.hints[_SEALED_UNTIL] = row["sealed_until"]
+        return await count(connection, criteria=criteria)
     return int(row["total"])
 
 
@@ -123,7 +124,8 @@ async def locate(connection: Connection, *, criteria: Criteria, offset: int) -> 
         else:
             place, offset = await _locate_within(connection, stretch, stretch.unit, criteria=criteria, offset=offset)
             if place:
-                return place
+                # The bucket in which sealed_until lies reaches into the live tail, which the offset has passed already.
+                return replace(place, until=min(place.until, sealed_until - _MICROSECOND))
     return None
 
 
@@ -149,6 +151,7 @@ async def _locate_within(
 async def read_sealed_until(connection: Connection) -> datetime:
     """Up to where the rollups reach."""
     found: datetime = await connection.value("rollups/read_sealed_until")
+    connection.hints[_SEALED_UNTIL] = found
     return found
 
 

@@ -1,5 +1,6 @@
--- list_clients: the distinct clients of ended interceptions that the caller may see, by code point, where there are no rollups. A
--- client that is null reads Unknown.
+-- list_clients: the distinct clients of ended interceptions that the caller may see, by code point; a client that is null reads Unknown.
+--
+-- For a database without rollups.
 --
 -- param   prefix      text    only names that begin with this; '' is all of them
 -- param   visible_to  uuid    optional: only clients that this user used

@@ -1,4 +1,6 @@
--- list_models: the distinct models of ended interceptions that the caller may see, by code point, where there are no rollups.
+-- list_models: the distinct models of ended interceptions that the caller may see, by code point.
+--
+-- For a database without rollups.
 --
 -- param   prefix      text    only names that begin with this; '' is all of them
 -- param   visible_to  uuid    optional: only models that this user used

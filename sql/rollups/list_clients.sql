@@ -1,6 +1,6 @@
--- list_clients: the distinct clients of ended interceptions that the caller may see, by code point, from the rollups and the live
--- tail. A
--- client that is null reads Unknown.
+-- list_clients: the distinct clients of ended interceptions that the caller may see, by code point; a client that is null reads Unknown.
+--
+-- They come from the rollups and the live tail.
 --
 -- param   prefix      text    only names that begin with this; '' is all of them
 -- param   scope       uuid    whose buckets: the caller's, or everyone's, which is the all-zero UUID

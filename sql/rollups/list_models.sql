@@ -1,5 +1,6 @@
--- list_models: the distinct models of ended interceptions that the caller may see, by code point, from the rollups and the live
--- tail.
+-- list_models: the distinct models of ended interceptions that the caller may see, by code point.
+--
+-- They come from the rollups and the live tail.
 --
 -- param   prefix      text    only names that begin with this; '' is all of them
 -- param   scope       uuid    whose buckets: the caller's, or everyone's, which is the all-zero UUID

@@ -1,0 +1,6 @@
+\set number random(1, 9000000000000000000)
+\set person random(1, 200)
+BEGIN;
+INSERT INTO aibridge_interceptions (id, initiator_id, provider, provider_name, model, client, started_at, ended_at) VALUES (md5(:number::text)::uuid, md5(:person::text)::uuid, 'anthropic', 'anthropic', 'claude-sonnet-4-6', 'Claude Code', now() - :age::interval, now());
+INSERT INTO aibridge_token_usages (id, interception_id, provider_response_id, input_tokens, output_tokens, created_at) VALUES (gen_random_uuid(), md5(:number::text)::uuid, 'msg_01', 1200, 340, now());
+COMMIT;
