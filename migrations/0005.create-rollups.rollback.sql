@@ -1,3 +1,4 @@
+DROP VIEW bridgelog_rollup_differences;
 DROP TRIGGER bridgelog_roll_up_truncate ON aibridge_interceptions;
 DROP TRIGGER bridgelog_roll_up_update ON aibridge_interceptions;
 DROP TRIGGER bridgelog_roll_up_delete ON aibridge_interceptions;

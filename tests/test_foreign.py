@@ -18,6 +18,12 @@ def foreign(sql: Sql, owner: Person, member: Person) -> None:
     sql("ALTER TABLE users DROP CONSTRAINT users_status_check, ALTER COLUMN status DROP DEFAULT")
     sql("ALTER TABLE users ALTER COLUMN status TYPE user_status USING status::user_status")
     sql("DROP TABLE bridgelog_request_logging_changes, bridgelog_merged_metadata")
+    for event in ("insert", "update", "delete", "truncate"):
+        sql(f"DROP TRIGGER bridgelog_roll_up_{event} ON aibridge_interceptions")
+        sql(f"DROP FUNCTION bridgelog_roll_up_{event}")
+    sql("DROP FUNCTION bridgelog_sealed_until")
+    sql("DROP VIEW bridgelog_rollup_differences")
+    sql("DROP TABLE bridgelog_rollup_buckets, bridgelog_rollup_kinds, bridgelog_rollup_changes, bridgelog_rollup_state")
     sql("DROP TABLE _yoyo_migration, _yoyo_log, _yoyo_version, yoyo_lock")
     for table in ("interceptions", "token_usages", "user_prompts", "tool_usages"):
         sql(f"ALTER TABLE aibridge_{table} ALTER COLUMN metadata DROP NOT NULL, ALTER COLUMN metadata DROP DEFAULT")
@@ -42,6 +48,9 @@ async def test_it_is_read(make_client: MakeClient, owner: Person, member: Person
     own = await (await client.get(f"{API}/interceptions", headers=member.headers)).json()
     assert [result["initiator_id"] for result in own["results"]] == [str(member.id)]
     assert await (await client.get(f"{API}/models", headers=owner.headers)).json() == ["gpt-5.2"]
+    assert await (await client.get(f"{API}/clients", headers=owner.headers)).json() == ["Unknown"]
+    deep = await (await client.get(f"{API}/interceptions?offset=1", headers=owner.headers)).json()
+    assert deep["results"] == everything["results"][1:]
     assert (await client.get("/readyz")).status == 200
 
 

@@ -125,7 +125,8 @@ async def start_server(database_url: str, settings: Settings) -> AsyncIterator[S
             )
         )
         tasks.append(task)
-        await asyncio.wait([task, port], return_when=asyncio.FIRST_COMPLETED)
+        either: list[asyncio.Future[Any]] = [task, port]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         return Socket(port=await port, task=task)
 
     yield start

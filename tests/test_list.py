@@ -451,7 +451,7 @@ def target(link: str) -> Iterator[tuple[str, str]]:
 async def follow(client: Client, person: Person, start: URL, relation: str) -> list[list[str]]:
     """The ids of each page on the way along one relation."""
     url: Any = start
-    pages = []
+    pages: list[list[str]] = []
     while url is not None:
         assert len(pages) < 100, "a walk without end"
         response = await client.session.get(url, headers=person.headers)

@@ -152,7 +152,8 @@ async def test_what_is_no_json(client: Client, owner: Person) -> None:
 
 
 async def test_what_is_no_switch(client: Client, owner: Person) -> None:
-    for value in (None, "true", 1, 0, 1.0, [], [True], {}, "", "on"):
+    values: tuple[object, ...] = (None, "true", 1, 0, 1.0, [], [True], {}, "", "on")
+    for value in values:
         response = await client.post(CALL, json={"enabled": value}, headers=owner.headers)
         answer = await response.json()
         assert (response.status, answer["message"]) == (400, "Validation failed."), value

@@ -102,7 +102,7 @@ async def count(connection: Connection, *, criteria: Criteria) -> int:
         whole_begins=whole[0].begins if whole else _FIRST,
         whole_ends=whole[-1].ends if whole else _FIRST,
         exact_begins=[stretch.begins for stretch in exact],
-        exact_ends=[stretch.last for stretch in exact],
+        exact_ends=[_last(stretch, criteria) for stretch in exact],
     )
     if row["sealed_until"] != sealed_until:
         connection.hints[_SEALED_UNTIL] = row["sealed_until"]
@@ -116,7 +116,8 @@ async def locate(connection: Connection, *, criteria: Criteria, offset: int) -> 
     for stretch in reversed(list(_stretches(criteria, sealed_until))):
         if stretch.unit is None:
             found = await interceptions.count(
-                connection, criteria=replace(criteria, started_after=stretch.begins, started_before=stretch.last)
+                connection,
+                criteria=replace(criteria, started_after=stretch.begins, started_before=_last(stretch, criteria)),
             )
             if offset < found:
                 return Place(until=stretch.last, skip=offset)
@@ -175,6 +176,11 @@ def _stretches(criteria: Criteria, sealed_until: datetime) -> Iterator[Stretch]:
     last = criteria.started_before or _LAST
     ends = last if last == _LAST else last + _MICROSECOND
     return divide(begins, ends, sealed_until=sealed_until, units=_units(criteria))
+
+
+def _last(stretch: Stretch, criteria: Criteria) -> datetime:
+    """The last instant of it that is asked for: one microsecond before the last of all, a stretch still ends there."""
+    return min(stretch.last, criteria.started_before or _LAST)
 
 
 def divide(begins: datetime, ends: datetime, *, sealed_until: datetime, units: Sequence[Unit]) -> Iterator[Stretch]:
