@@ -33,6 +33,7 @@ def _split(allowed: tuple[str, ...]) -> Callable[[click.Context, click.Parameter
 
 @click.command()
 @click.option("--sizes", default="100000,1000000,10000000", show_default=True, callback=_split(datasets.SIZES))
+@click.option("--keep", is_flag=True, help="take data sets as they are, though the schema has changed since")
 @click.option("--parts", default=",".join(PARTS), show_default=True, callback=_split(PARTS))
 @click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True)
 @click.option("--seconds", type=click.FloatRange(min=1), default=2.0, show_default=True, help="of load for one figure")
@@ -44,7 +45,7 @@ def _split(allowed: tuple[str, ...]) -> Callable[[click.Context, click.Parameter
     show_default="docs/benchmarks.md",
 )
 def main(
-    *, sizes: list[str], parts: list[str], rounds: int, seconds: float, memory_seconds: float, output: Path
+    *, sizes: list[str], parts: list[str], rounds: int, seconds: float, memory_seconds: float, keep: bool, output: Path
 ) -> None:
     """Measure the service on data sets of several sizes, beside the peer's way, and write the report.
 
@@ -64,13 +65,13 @@ def main(
         "first_page": lambda sets: first_page.measure(sets, rounds=rounds, seconds=seconds),
     }
     with Embedded(ROOT / ".data" / "bench") as embedded:
-        asyncio.run(_measure(embedded.url, sizes, {name: measures[name] for name in parts}))
+        asyncio.run(_measure(embedded.url, sizes, keep=keep, parts={name: measures[name] for name in parts}))
     report.write([section for name in PARTS if (section := sections.kept(name))], output)
     click.echo(f"written to {output}")
 
 
-async def _measure(url: str, sizes: list[str], parts: dict[str, Part]) -> None:
-    sets = [await datasets.provide(url, size=int(size)) for size in sizes]
+async def _measure(url: str, sizes: list[str], *, keep: bool, parts: dict[str, Part]) -> None:
+    sets = [await datasets.provide(url, size=int(size), keep=keep) for size in sizes]
     for name, part in parts.items():
         click.echo(f"measuring {name} ", nl=False, err=True)
         (await part(sets)).keep()

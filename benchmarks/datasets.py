@@ -54,15 +54,15 @@ def beside(url: str, database: str) -> str:
     return f"{head.rpartition('/')[0]}/{database}?{tail}"
 
 
-async def provide(url: str, *, size: int) -> Dataset:
-    """The data set of that size, built if it is not there or was made for another schema."""
+async def provide(url: str, *, size: int, keep: bool = False) -> Dataset:
+    """The data set of that size, built if it is not there, or was made for another schema and `keep` is not set."""
     name, marked = f"bench_{size}", _fingerprint()
     admin = await asyncpg.connect(beside(url, "postgres"))
     try:
         comment = await admin.fetchval(
             "SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = $1", name
         )
-        if not (comment or "").startswith(marked):
+        if not comment or not (keep or comment.startswith(marked)):
             await _build(url, admin, size=size)
             await admin.execute(f"COMMENT ON DATABASE {name} IS '{marked} {await _seal(beside(url, name))}'")
     finally:
@@ -84,7 +84,7 @@ async def provide(url: str, *, size: int) -> Dataset:
         total = await raw.fetchval("SELECT count(*) FROM aibridge_interceptions WHERE ended_at IS NOT NULL")
     finally:
         await raw.close()
-    return Dataset(size=size, url=beside(url, name), total=total, token=token, built=built.removeprefix(marked).strip())
+    return Dataset(size=size, url=beside(url, name), total=total, token=token, built=built.partition(" ")[2])
 
 
 @asynccontextmanager

@@ -19,7 +19,7 @@ from benchmarks.sections import Bar, Section, table
 from benchmarks.tools import API, ROOT, TOKEN_HEADER, run, served
 
 CLIENTS = 16
-_EVERY_SECONDS = 2.0
+_SAMPLES = 300
 _WARM_UP = 0.2
 _FLAT = 1.05
 _SCRIPT = ROOT / "deploy" / "load" / "pages.lua"
@@ -35,7 +35,7 @@ async def measure(sets: Sequence[Dataset], *, seconds: float) -> Section:
         begun = asyncio.get_running_loop().time()
         while not load.done():
             samples.append((asyncio.get_running_loop().time() - begun, resident(service.pid)))
-            await asyncio.wait([load], timeout=_EVERY_SECONDS)
+            await asyncio.wait([load], timeout=seconds / _SAMPLES)
         rate = await load
     click.echo(".", nl=False, err=True)
     return _section(one, samples, await _sizes(one.url), rate=rate, seconds=seconds, started=started)
@@ -56,7 +56,7 @@ def _load(address: str, token: str, total: int, seconds: float) -> float:
     command = ["wrk", "-t1", f"-c{CLIENTS}", f"-d{seconds:g}s", "--timeout", "60s", "-s", str(_SCRIPT)]
     output = run(
         [*command, "-H", f"{TOKEN_HEADER}: {token}", f"{address}{API}/interceptions"],
-        env=os.environ | {"BRIDGELOG_LOAD_TOTAL": str(total)},
+        env=os.environ | {"LOAD_TOTAL": str(total)},
     )
     if "Non-2xx" in output or "Socket errors" in output:
         sys.exit(f"wrk met errors:\n{output}")

@@ -19,7 +19,12 @@ CREATE TABLE aibridge_interceptions (
     session_id text NOT NULL GENERATED ALWAYS AS (
         coalesce(client_session_id, thread_root_id::text, id::text)
     ) STORED,
-    CONSTRAINT aibridge_interceptions_pkey PRIMARY KEY (id)
+    CONSTRAINT aibridge_interceptions_pkey PRIMARY KEY (id),
+    -- RFC 3339 has no others: what could not be listed and searched for is not let in by any door.
+    CONSTRAINT aibridge_interceptions_started_at_check
+    CHECK (started_at BETWEEN '0001-01-01 00:00:00Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT aibridge_interceptions_ended_at_check
+    CHECK (ended_at BETWEEN '0001-01-01 00:00:00Z' AND '9999-12-31 23:59:59.999999Z')
 );
 
 -- Only interceptions that have ended are listed and counted: the two orders in which pages are read, everyone's and one

@@ -65,11 +65,14 @@ CREATE TABLE bridgelog_rollup_buckets (
     CONSTRAINT bridgelog_rollup_buckets_kind_id_fkey FOREIGN KEY (kind_id) REFERENCES bridgelog_rollup_kinds (id)
 );
 
+-- The functions run with the rights of their owner: whoever may write interceptions need not be allowed anything here.
+
 -- Up to where the rollups reach, certainly: whoever has asked keeps sealing from going on until their transaction ends, so
 -- that what they write is either counted by the sealing, or written as a change. In READ COMMITTED the second statement
 -- sees what was sealed while the first one waited; a transaction with an older snapshot would not, and is made to fail by
 -- its row lock if that happened.
-CREATE FUNCTION bridgelog_sealed_until() RETURNS timestamptz LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+CREATE FUNCTION bridgelog_sealed_until() RETURNS timestamptz LANGUAGE plpgsql
+SECURITY DEFINER SET search_path FROM CURRENT AS $$
 DECLARE
     found timestamptz;
 BEGIN
@@ -83,7 +86,8 @@ BEGIN
 END;
 $$;
 
-CREATE FUNCTION bridgelog_roll_up_insert() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+CREATE FUNCTION bridgelog_roll_up_insert() RETURNS trigger LANGUAGE plpgsql
+SECURITY DEFINER SET search_path FROM CURRENT AS $$
 DECLARE
     sealed timestamptz := bridgelog_sealed_until();
 BEGIN
@@ -98,7 +102,8 @@ BEGIN
 END;
 $$;
 
-CREATE FUNCTION bridgelog_roll_up_delete() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+CREATE FUNCTION bridgelog_roll_up_delete() RETURNS trigger LANGUAGE plpgsql
+SECURITY DEFINER SET search_path FROM CURRENT AS $$
 DECLARE
     sealed timestamptz := bridgelog_sealed_until();
 BEGIN
@@ -113,7 +118,8 @@ BEGIN
 END;
 $$;
 
-CREATE FUNCTION bridgelog_roll_up_update() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+CREATE FUNCTION bridgelog_roll_up_update() RETURNS trigger LANGUAGE plpgsql
+SECURITY DEFINER SET search_path FROM CURRENT AS $$
 DECLARE
     sealed timestamptz := bridgelog_sealed_until();
 BEGIN
@@ -135,7 +141,8 @@ BEGIN
 END;
 $$;
 
-CREATE FUNCTION bridgelog_roll_up_truncate() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+CREATE FUNCTION bridgelog_roll_up_truncate() RETURNS trigger LANGUAGE plpgsql
+SECURITY DEFINER SET search_path FROM CURRENT AS $$
 BEGIN
     PERFORM bridgelog_sealed_until();
     TRUNCATE bridgelog_rollup_changes, bridgelog_rollup_buckets;

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator
+import functools
+from collections.abc import AsyncIterator, Awaitable, Callable
 
+import structlog
 from aiohttp import web
 
 from service import db, middleware, openapi, routes, statements
@@ -15,6 +16,10 @@ from service.metrics import Metrics
 from service.settings import Settings
 from service.switch import follow_request_logging
 from service.upkeep import keep_rollups
+
+log = structlog.get_logger("bridgelog")
+
+_REST_SECONDS = 5.0
 
 
 def build_app(settings: Settings, *, database_url: str) -> web.Application:
@@ -37,32 +42,32 @@ def build_app(settings: Settings, *, database_url: str) -> web.Application:
         yield
         await database.close()
 
-    async def request_logging(app: web.Application) -> AsyncIterator[None]:
-        if settings.schema == "foreign":
-            yield
-            return
-        follower = asyncio.create_task(
-            follow_request_logging(database_url, app[DATABASE], gauge=app[METRICS].request_logging)
-        )
+    async def background(app: web.Application) -> AsyncIterator[None]:
+        """What goes on besides requests."""
+        database, gauge = app[DATABASE], app[METRICS].request_logging
+        tasks = []
+        if settings.schema == "own":
+            follow = functools.partial(follow_request_logging, database_url, database, gauge=gauge)
+            tasks.append(asyncio.create_task(_for_ever("request logging", follow)))
+        if settings.schema == "own" and settings.upkeep:
+            tasks.append(asyncio.create_task(_for_ever("rollups", functools.partial(keep_rollups, database))))
         yield
-        await _end(follower)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def upkeep(app: web.Application) -> AsyncIterator[None]:
-        if settings.schema == "foreign":
-            yield
-            return
-        keeper = asyncio.create_task(keep_rollups(app[DATABASE]))
-        yield
-        await _end(keeper)
-
-    app.cleanup_ctx.extend([connections, request_logging, upkeep])
+    app.cleanup_ctx.extend([connections, background])
     app.on_response_prepare.append(middleware.without_banner)
     for route in routes.all_routes():
         app.router.add_route(route.method, route.path, route.handler)
     return app
 
 
-async def _end(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
+async def _for_ever(what: str, work: Callable[[], Awaitable[None]]) -> None:
+    """Do what never ends, again whenever it does: a defect in it must neither go unnoticed nor stop it for good."""
+    while True:
+        try:
+            await work()
+        except Exception:  # of a task nobody waits for: told here, or nowhere
+            log.exception("a background task failed; starting it again", task=what)
+        await asyncio.sleep(_REST_SECONDS)

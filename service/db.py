@@ -46,9 +46,6 @@ _GONE = (
     OSError,
     TimeoutError,
 )
-# What the database says that means no refusal: a defect, or a privilege that is missing.
-UnforeseenError = asyncpg.PostgresError
-
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)  # PostgreSQL's
 _MICROSECOND = timedelta(microseconds=1)
 _FIRST = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
@@ -98,7 +95,9 @@ class Connection:
 
 
 class Database:
-    """The pool. `writable` is false for a database that another system owns."""
+    """The pool. `writable` is false for a database that another system owns; `rolled_up` tells whether it has rollups."""
+
+    rolled_up = False
 
     def __init__(self, pool: asyncpg.Pool[Any], statements: Mapping[str, Statement], *, writable: bool) -> None:
         self._pool = pool
@@ -203,7 +202,10 @@ async def connect(settings: Settings, url: str, statements: Mapping[str, Stateme
             max_cached_statement_lifetime=0,
             server_settings=SESSION | {"statement_timeout": str(int(settings.statement_timeout * 1000))},
         )
-    return Database(pool, statements, writable=settings.schema == "own")
+    database = Database(pool, statements, writable=settings.schema == "own")
+    async with database.connection() as connection:
+        database.rolled_up = bool(await connection.value("schema/find_rollups"))
+    return database
 
 
 @asynccontextmanager

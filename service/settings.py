@@ -32,6 +32,7 @@ class Settings:
     port: int
     schema: Literal["own", "foreign"]
     migrate: bool
+    upkeep: bool
     member_read: Literal["own", "none"]
     max_body: int
     pool_size: int
@@ -54,6 +55,7 @@ def read() -> Settings:
                 port=env.int("PORT", 8080, validate=Range(0, 65535)),
                 schema=cast("Literal['own', 'foreign']", _choice(env, "SCHEMA", "own", "foreign")),
                 migrate=env.bool("MIGRATE", False),
+                upkeep=env.bool("UPKEEP", True),
                 member_read=cast("Literal['own', 'none']", _choice(env, "MEMBER_READ", "own", "none")),
                 max_body=env.int("MAX_BODY", 16 * MIB, validate=Range(min=1024)),
                 pool_size=env.int("POOL_SIZE", 10, validate=Range(1, 1000)),

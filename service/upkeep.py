@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import structlog
 
 from service import errors
-from service.db import Database, UnforeseenError
+from service.db import Database
 from service.store import rollups
 
 log = structlog.get_logger("bridgelog.upkeep")
@@ -16,21 +16,27 @@ log = structlog.get_logger("bridgelog.upkeep")
 _EVERY_SECONDS = 5.0
 # What started so long ago has ended by now, as a rule; what ends later costs a change of its own.
 _LAG = timedelta(minutes=2)
+# For how long everybody who writes may have to wait for those who are writing: so long at first, and twice that each time
+# that it was not enough.
+_LEAST_PATIENCE = timedelta(milliseconds=100)
+_MOST_PATIENCE = timedelta(seconds=2)
 
 
 async def keep_rollups(database: Database) -> None:
     """Until cancelled; a process of several does the work, and another one where that is gone."""
+    patience = _LEAST_PATIENCE
     while True:
         try:
-            await catch_up(database, until=datetime.now(UTC) - _LAG)
+            await catch_up(database, until=datetime.now(UTC) - _LAG, patience=patience)
+            patience = _LEAST_PATIENCE
         except errors.Refusal as problem:
+            # Writers who never leave a gap of this length would keep the live tail growing.
+            patience = min(2 * patience, _MOST_PATIENCE)
             log.warning("the rollups could not be kept up; trying again", reason=problem.message)
-        except UnforeseenError:
-            log.exception("the rollups cannot be kept up; trying again")
         await asyncio.sleep(_EVERY_SECONDS)
 
 
-async def catch_up(database: Database, *, until: datetime) -> None:
+async def catch_up(database: Database, *, until: datetime, patience: timedelta = _LEAST_PATIENCE) -> None:
     """Fold all changes, and seal everything that started before `until`, a day at a time."""
     more = True
     while more:
@@ -38,6 +44,6 @@ async def catch_up(database: Database, *, until: datetime) -> None:
         async with database.transaction() as connection:
             await rollups.fold(connection)
         async with database.transaction() as connection:
-            more = await rollups.seal(connection, until=until)
+            more = await rollups.seal(connection, until=until, patience=patience)
     async with database.transaction() as connection:
         await rollups.fold(connection)

@@ -35,6 +35,8 @@ _SETTINGS = Settings(
     port=0,
     schema="own",
     migrate=False,
+    # What a test does to the database, on this thread, must not wait for a sealing that waits for this thread.
+    upkeep=False,
     member_read="own",
     max_body=16 * 1024 * 1024,
     pool_size=5,

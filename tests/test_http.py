@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
+from uuid import UUID
 
 import pytest
 from conftest import API, Person
@@ -20,7 +21,7 @@ from rows import Sql, put
 from service import server
 from service.app import build_app
 from service.settings import Settings
-from service.store import interceptions, names
+from service.store import names, users
 
 PREFIXES = (
     "/api/experimental/aibridge",
@@ -462,7 +463,7 @@ async def test_the_size_is_refused_before_a_body_is_read(http: Socket, owner: Pe
 async def test_a_crash_says_nothing_but_its_request_id(
     http: Socket, owner: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module, function, path in ((interceptions, "count", "interceptions"), (names, "list_names", "models")):
+    for module, function, path in ((users, "find_id", "interceptions?q=olivia"), (names, "list_names", "models")):
         for problem in (RuntimeError(SECRET), KeyError(SECRET), ValueError(SECRET), TypeError(SECRET)):
 
             async def crash(*_: object, problem: Exception = problem, **__: object) -> None:
@@ -483,18 +484,18 @@ async def test_a_crash_says_nothing_but_its_request_id(
 async def test_a_connection_that_dies_in_the_middle(
     http: Socket, owner: Person, sql: Sql, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    count = interceptions.count
+    find_id = users.find_id
 
-    async def terminate_and_count(*arguments: Any, **named: Any) -> int:
+    async def terminate_and_find(*arguments: Any, **named: Any) -> UUID | None:
         sql(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
             "WHERE application_name = 'bridgelog' AND datname = current_database()"
         )
-        return await count(*arguments, **named)
+        return await find_id(*arguments, **named)
 
-    monkeypatch.setattr(interceptions, "count", terminate_and_count)
+    monkeypatch.setattr(users, "find_id", terminate_and_find)
     for _ in range(5):
-        answer = await http.get(f"{API}/interceptions", owner)
+        answer = await http.get(f"{API}/interceptions?q=olivia", owner)
         envelope(answer, 503, "The database is unavailable. Please try again shortly.")
         assert int(answer.headers["retry-after"]) > 0
     monkeypatch.undo()
@@ -599,17 +600,17 @@ async def test_sigterm_drains_and_open_requests_finish(
 ) -> None:
     http = await start_server(drain_seconds=60.0, shutdown_timeout=PATIENCE)
     begun, go_on = asyncio.Event(), asyncio.Event()
-    count = interceptions.count
+    find_id = users.find_id
 
-    async def slow(*arguments: Any, **named: Any) -> int:
+    async def slow(*arguments: Any, **named: Any) -> UUID | None:
         begun.set()
         await go_on.wait()
-        return await count(*arguments, **named)
+        return await find_id(*arguments, **named)
 
-    monkeypatch.setattr(interceptions, "count", slow)
+    monkeypatch.setattr(users, "find_id", slow)
     assert (await http.get("/readyz")).status == 200
-    open_request = asyncio.create_task(http.get(f"{API}/interceptions", owner))
-    await begun.wait()
+    open_request = asyncio.create_task(http.get(f"{API}/interceptions?q=olivia", owner))
+    await asyncio.wait_for(begun.wait(), timeout=PATIENCE)
     os.kill(os.getpid(), signal.SIGTERM)
     async with asyncio.timeout(PATIENCE):
         while (answer := await http.get("/readyz")).status == 200:  # noqa: ASYNC110  # as a load balancer does

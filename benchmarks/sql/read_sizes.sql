@@ -6,5 +6,6 @@ SELECT
     pg_indexes_size(oid) / 1048576.0 AS indexes
 FROM pg_class
 WHERE relkind = 'r'
+    AND relnamespace = 'public'::regnamespace
     AND (relname LIKE 'bridgelog\_rollup\_%' OR relname = 'aibridge_interceptions')
 ORDER BY relname ASC

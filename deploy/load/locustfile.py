@@ -1,17 +1,18 @@
 """Load on a deployment of bridgelog, in proportions like an auditor's and a gateway's. See docs/load-test.md.
 
-    BRIDGELOG_LOAD_TOKEN=… locust -f deploy/load/locustfile.py --headless
+    LOAD_TOKEN=… locust -f deploy/load/locustfile.py --headless
 
 The environment:
 
-    BRIDGELOG_LOAD_TOKEN           the token that reads: an owner's or an auditor's for everything, a member's for their own
-    BRIDGELOG_LOAD_RECORDER_TOKEN  the token that records; without it nothing is recorded
-    BRIDGELOG_LOAD_RECORDS         at most this many interceptions are recorded, 1,000 by default: they stay
-    BRIDGELOG_LOAD_SECONDS         the load ends after so long whatever locust was told, 600 by default
+    LOAD_TOKEN           the token that reads: an owner's or an auditor's for everything, a member's for their own
+    LOAD_RECORDER_TOKEN  the token that records; without it nothing is recorded
+    LOAD_RECORDS         at most this many interceptions are recorded, 1,000 by default: they stay
+    LOAD_SECONDS         the load ends after so long whatever locust was told, 600 by default
 """
 
 import os
 import random
+import sys
 import uuid
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -20,16 +21,19 @@ import gevent
 from locust import HttpUser, between, events, task
 from locust.env import Environment
 
+if not os.environ.get("LOAD_TOKEN"):
+    sys.exit("LOAD_TOKEN is missing: bridgelog tokens create USERNAME prints one")
+
 API = "/api/v2/aibridge"
 PAGE = 25
-SECONDS = float(os.environ.get("BRIDGELOG_LOAD_SECONDS", "600"))
+SECONDS = float(os.environ.get("LOAD_SECONDS", "600"))
 # Who has recorded what this leaves behind: one provider instance, and twenty people who are nobody.
 MARK = "load-test"
 PEOPLE = [str(uuid.uuid5(uuid.NAMESPACE_URL, f"{MARK} {number}")) for number in range(20)]
 
 
 class _Allowance:
-    left = int(os.environ.get("BRIDGELOG_LOAD_RECORDS", "1000"))
+    left = int(os.environ.get("LOAD_RECORDS", "1000"))
 
 
 class _Visitor(HttpUser):
@@ -52,7 +56,7 @@ class _Visitor(HttpUser):
 class Auditor(_Visitor):
     """Reads: mostly first pages and searches, now and then a page from deep down."""
 
-    token_variable = "BRIDGELOG_LOAD_TOKEN"
+    token_variable = "LOAD_TOKEN"
     wait_time = between(0.1, 1.0)
     weight = 3
 
@@ -96,12 +100,12 @@ class Auditor(_Visitor):
         ]
 
 
-if os.environ.get("BRIDGELOG_LOAD_RECORDER_TOKEN"):
+if os.environ.get("LOAD_RECORDER_TOKEN"):
 
     class Gateway(_Visitor):
         """Records: an interception starts, its prompt and token usage come, it ends."""
 
-        token_variable = "BRIDGELOG_LOAD_RECORDER_TOKEN"
+        token_variable = "LOAD_RECORDER_TOKEN"
         wait_time = between(0.05, 0.3)
         weight = 1
 

@@ -3,10 +3,10 @@
 --   wrk -t1 -c16 -d30s --latency -s deploy/load/pages.lua -H "Coder-Session-Token: $TOKEN" \
 --     http://127.0.0.1:8080/api/v2/aibridge/interceptions
 --
--- BRIDGELOG_LOAD_TOTAL, a number of interceptions that there are, says how deep the pages lie: 10,000 by default.
+-- LOAD_TOTAL, a number of interceptions that there are, says how deep the pages lie: 10,000 by default.
 
 local limit = 25
-local total = tonumber(os.getenv("BRIDGELOG_LOAD_TOTAL") or "10000")
+local total = tonumber(os.getenv("LOAD_TOTAL") or "10000")
 local searches = {
   "provider:anthropic",
   "provider:openai",

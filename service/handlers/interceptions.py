@@ -30,7 +30,7 @@ async def list_interceptions(request: web.Request) -> web.Response:
             page_size=page.limit + (cursor is not None),
             offset=page.offset,
             cursor=cursor,
-            rolled_up=request.app[DATABASE].writable,
+            rolled_up=request.app[DATABASE].rolled_up,
         )
     results = found[: page.limit]
     if cursor is None:

@@ -36,6 +36,6 @@ async def _list(
             visible_to=caller(request).visible_to,
             page_size=page.limit,
             skip=page.offset,
-            rolled_up=request.app[DATABASE].writable,
+            rolled_up=request.app[DATABASE].rolled_up,
         )
     return json_answer(found)

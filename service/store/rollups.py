@@ -27,11 +27,12 @@ class Difference:
     counted: int
 
 
-async def seal(connection: Connection, *, until: datetime) -> bool:
+async def seal(connection: Connection, *, until: datetime, patience: timedelta = timedelta(milliseconds=100)) -> bool:
     """Seal what started before `until`, or a day of it; whether there is more.
 
-    Those who write interceptions wait for each other's transactions and for this one's. Raises Contention where they
-    would have to wait long, since somebody keeps a transaction open; nothing is sealed then.
+    This waits for the transactions that are writing interceptions, and those that come next wait for this one. Raises
+    Contention where they would have to for longer than `patience`, for somebody keeps a transaction open; nothing is
+    sealed then.
     """
     if not await connection.value("rollups/try_upkeep"):
         return False
@@ -41,7 +42,7 @@ async def seal(connection: Connection, *, until: datetime) -> bool:
         return False
     day = first.replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
     seal_until = min(day, until)
-    await connection.run("rollups/wait_briefly")
+    await connection.value("rollups/set_patience", milliseconds=patience // timedelta(milliseconds=1))
     await connection.value("rollups/lock_sealing")
     await connection.run("rollups/seal", sealed_until=sealed_until, seal_until=seal_until)
     await connection.run("rollups/set_sealed_until", seal_until=seal_until)

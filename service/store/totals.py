@@ -275,10 +275,8 @@ def _level(criteria: Criteria, unit: Unit | None) -> str:
 
 
 def _scope(criteria: Criteria) -> UUID:
-    return next(
-        (scope for scope in (criteria.initiator_id, criteria.visible_to) if scope is not None),
-        EVERYONE,
-    )
+    # No UUID is false, the all-zero one neither.
+    return criteria.initiator_id or criteria.visible_to or EVERYONE
 
 
 def _filters(criteria: Criteria) -> dict[str, object]:
