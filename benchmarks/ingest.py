@@ -16,6 +16,7 @@ from benchmarks.datasets import Dataset
 from benchmarks.sections import Bar, Section, table
 from benchmarks.tools import Measurement, median, pgbench, ratio
 from service import upkeep
+from service.db import Database
 
 WRITERS = (1, 16)
 _AIM = 0.9
@@ -40,21 +41,22 @@ async def measure(sets: Sequence[Dataset], *, rounds: int, seconds: float) -> Se
     try:
         await admin.execute(f"DROP DATABASE IF EXISTS {_SCRATCH} WITH (FORCE)")
         await admin.execute(f"CREATE DATABASE {_SCRATCH} TEMPLATE bench_{one.size} STRATEGY FILE_COPY")
-        for number in range(rounds):
-            for writers in WRITERS:
-                # Each round begins with another one, so that none is always the first after a pause.
-                names = list(VARIANTS)
-                for name in names[number % len(names) :] + names[: number % len(names)]:
-                    measured = await _run(url, name, writers=writers, seconds=seconds)
-                    found.setdefault((writers, name), []).append(measured)
-                click.echo(".", nl=False, err=True)
+        async with datasets.opened(url) as database:
+            for number in range(rounds):
+                for writers in WRITERS:
+                    # Each round begins with another one, so that none is always the first after a pause.
+                    names = list(VARIANTS)
+                    for name in names[number % len(names) :] + names[: number % len(names)]:
+                        measured = await _run(url, database, name, writers=writers, seconds=seconds)
+                        found.setdefault((writers, name), []).append(measured)
+                    click.echo(".", nl=False, err=True)
         await admin.execute(f"DROP DATABASE {_SCRATCH} WITH (FORCE)")
     finally:
         await admin.close()
     return _section(one, found, rounds=rounds, seconds=seconds, started=started)
 
 
-async def _run(url: str, variant: str, *, writers: int, seconds: float) -> Measurement:
+async def _run(url: str, database: Database, variant: str, *, writers: int, seconds: float) -> Measurement:
     enabled, age = VARIANTS[variant]
     raw = await asyncpg.connect(url)
     try:
@@ -66,21 +68,20 @@ async def _run(url: str, variant: str, *, writers: int, seconds: float) -> Measu
     )
     if not enabled:
         return await load
-    async with _kept_up(url):
+    async with _kept_up(database):
         return await load
 
 
 @asynccontextmanager
-async def _kept_up(url: str) -> AsyncIterator[None]:
+async def _kept_up(database: Database) -> AsyncIterator[None]:
     """The upkeep that a service would do meanwhile."""
-    async with datasets.opened(url) as database:
-        task = asyncio.create_task(upkeep.keep_rollups(database))
-        try:
-            yield
-        finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+    task = asyncio.create_task(upkeep.keep_rollups(database))
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
 
 
 def _section(

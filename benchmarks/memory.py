@@ -108,7 +108,8 @@ def _section(
         bars=[
             Bar(
                 f"memory flat over ten minutes of load (the last fifth at most {_FLAT:g} times the second)",
-                f"{growth:.3f} times in {seconds / 60:.1f} minutes",
+                f"{growth:.3f} times in {seconds / 60:.1f} minutes"
+                + (", too short a time to tell" if seconds < 600 else ""),
                 growth <= _FLAT and seconds >= 600,
             )
         ],

@@ -71,6 +71,8 @@ async def measure(sets: Sequence[Dataset], *, rounds: int, seconds: float) -> Se
         cells = [
             (target, clients) for target in targets for clients in (CLIENTS if target is targets[-1] else CLIENTS[:1])
         ]
+        for target in targets:  # every connection of the pool has met the statements
+            target.run("whole", clients=CLIENTS[-1], seconds=2)
         for _ in range(rounds):
             for target, clients in cells:
                 for variant in VARIANTS:

@@ -93,9 +93,10 @@ CREATE TABLE aibridge_tool_usages (
 
 CREATE INDEX aibridge_tool_usages_interception_id_idx ON aibridge_tool_usages (interception_id);
 
--- A request that answers a tool call finds its thread by the call's id.
+-- A request that answers a tool call finds its thread by the call's id, the newest first: some providers count their calls
+-- from 0 each time.
 CREATE INDEX aibridge_tool_usages_provider_tool_call_id_idx
-ON aibridge_tool_usages (provider_tool_call_id) WHERE provider_tool_call_id IS NOT NULL;
+ON aibridge_tool_usages (provider_tool_call_id, created_at DESC, id DESC) WHERE provider_tool_call_id IS NOT NULL;
 
 CREATE TABLE aibridge_model_thoughts (
     interception_id uuid NOT NULL,

@@ -135,9 +135,10 @@ def add_user(username: str, roles: tuple[str, ...], user_id: str | None, name: s
     if not username.strip():
         raise click.BadParameter("must not be empty", param_hint="USERNAME")
     for what, text in (("USERNAME", username), ("--name", name)):
-        problem = jsontext.text_problem(text) or ("must have at most 512 characters" if len(text) > 512 else None)
-        if problem:
-            raise click.BadParameter(problem, param_hint=what)
+        if not text.isprintable():
+            raise click.BadParameter("must not contain control characters", param_hint=what)
+        if len(text) > 512:
+            raise click.BadParameter("must have at most 512 characters", param_hint=what)
     new_id = _user_id(user_id)
 
     async def add(connection: db.Connection) -> None:
@@ -167,7 +168,7 @@ def list_users() -> None:
         found = _run(_with(settings, url, read))
     for user in found:
         roles = ",".join(user.roles) or "member"
-        click.echo("\t".join([str(user.id), user.username, user.status, roles, user.name]))
+        click.echo("\t".join(map(_shown, [str(user.id), user.username, user.status, roles, user.name])))
 
 
 @users.command("suspend")
@@ -196,9 +197,9 @@ def create_token(username: str, days: int | None) -> None:
     """Print a new token of a user: the only time that it is shown."""
 
     async def create(connection: db.Connection) -> str:
-        user_id = await user_store.find_id(connection, username=username)
+        user_id = await user_store.find_id(connection, username=_findable(username))
         if user_id is None:
-            raise click.ClickException(f"there is no user {username}: see bridgelog users list")
+            raise click.ClickException(f"there is no user {_shown(username)}: see bridgelog users list")
         now = datetime.now(UTC)
         expires_at = now + timedelta(days=days) if days else token_store.NEVER
         return await token_store.create(connection, user_id=user_id, created_at=now, expires_at=expires_at)
@@ -236,7 +237,7 @@ def verify_rollups() -> None:
         kind = f"{wrong.provider} {wrong.provider_name} {wrong.model} {wrong.client}"
         whose = "everyone" if not wrong.initiator_id.int else wrong.initiator_id
         where = f"{wrong.level} {instants.format(wrong.starts_at)}, {whose}, {kind}"
-        click.echo(f"{where}: {wrong.rolled_up} rolled up, {wrong.counted} counted")
+        click.echo(f"{_shown(where)}: {wrong.rolled_up} rolled up, {wrong.counted} counted")
     if found:
         more = " or more" if len(found) == _MOST_DIFFERENCES else ""
         click.echo(f"the rollups differ in {len(found)} buckets{more}: run bridgelog rollups rebuild", err=True)
@@ -303,7 +304,7 @@ def import_file(file: IO[bytes]) -> None:
         report = _run(_with(settings, url, lambda database: _import(database, file, size=size)))
     for rejected in report.rejected:
         wrong = "; ".join(f"{validation.field} {validation.detail}" for validation in rejected.validations)
-        click.echo(f"line {rejected.line}: {rejected.message} {wrong}".rstrip(), err=True)
+        click.echo(_shown(f"line {rejected.line}: {rejected.message} {wrong}".rstrip()), err=True)
     if untold := report.rejected_total - len(report.rejected):
         click.echo(f"… and {untold} more", err=True)
     click.echo(f"imported {report.imported}, unchanged {report.unchanged}, rejected {report.rejected_total}")
@@ -446,6 +447,20 @@ def _welcome(address: str, *, settings: Settings, token: str | None) -> None:
     sys.stdout.flush()
 
 
+def _shown(text: str) -> str:
+    """Text that others have recorded, for a terminal: what would steer it is escaped."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape", "surrogatepass").decode()
+        for character in text
+    )
+
+
+def _findable(username: str) -> str:
+    if problem := jsontext.text_problem(username):
+        raise click.BadParameter(problem, param_hint="USERNAME")
+    return username
+
+
 def _user_id(text: str | None) -> UUID:
     if text is None:
         return uuid4()
@@ -457,10 +472,12 @@ def _user_id(text: str | None) -> UUID:
 
 def _set_status(username: str, status: Any) -> None:
     async def turn(connection: db.Connection) -> bool:
-        return await user_store.set_status(connection, username=username, status=status, updated_at=datetime.now(UTC))
+        return await user_store.set_status(
+            connection, username=_findable(username), status=status, updated_at=datetime.now(UTC)
+        )
 
     if not _in_transaction(turn):
-        raise click.ClickException(f"there is no user {username}: see bridgelog users list")
+        raise click.ClickException(f"there is no user {_shown(username)}: see bridgelog users list")
 
 
 if __name__ == "__main__":

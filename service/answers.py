@@ -13,6 +13,9 @@ from service.schemas.queries import Page
 
 JSON = "application/json"
 
+# Proxies and clients read header lines of some 8 kB; a long search must not make a page unreadable.
+_MAX_LINK = 4096
+
 
 def json_answer(value: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
     """A value as JSON."""
@@ -61,5 +64,9 @@ def cursor_links(page: Page, *, following: str | None) -> dict[str, str]:
 def _link(targets: Mapping[str, dict[str, str]], *, page: Page) -> dict[str, str]:
     # Of the request only what the call knows: whatever else its URL holds would come back four times in a header.
     kept = {"q": page.q, "limit": str(page.limit)} if page.q else {"limit": str(page.limit)}
-    links = [f'<{URL.build(query=kept | target)}>; rel="{relation}"' for relation, target in targets.items()]
-    return {"Link": ", ".join(links)} if links else {}
+    links = {relation: f'<{URL.build(query=kept | target)}>; rel="{relation}"' for relation, target in targets.items()}
+    for told in (links, {relation: link for relation, link in links.items() if relation == "next"}):
+        line = ", ".join(told.values())
+        if line and len(line) <= _MAX_LINK:
+            return {"Link": line}
+    return {}

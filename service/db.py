@@ -279,6 +279,9 @@ def _translated() -> Iterator[None]:
         raise errors.SchemaBehind("The operator must run bridgelog migrate.", retry_after=10) from problem
     except _CONTENTION as problem:
         raise errors.Contention(retry_after=1) from problem
+    except asyncpg.ProgramLimitExceededError as problem:
+        log.warning("a limit of the database was met", reason=str(problem))
+        raise errors.TooLarge(retry_after=10) from problem
     except asyncpg.QueryCanceledError as problem:
         log.warning("a statement was cancelled", reason=str(problem))
         raise errors.TookTooLong(retry_after=10) from problem

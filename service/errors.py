@@ -195,6 +195,12 @@ class NotReady(Refusal):
     status = 503
 
 
+class TooLarge(Refusal):
+    """The answer is too large for the database to compose. Ask for fewer interceptions at once."""
+
+    status = 503
+
+
 class TookTooLong(Refusal):
     """The database took too long to answer. Ask for less, or try again later."""
 

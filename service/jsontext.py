@@ -17,7 +17,8 @@ from service.errors import InvalidBody, InvalidJSON, Validation
 
 MAX_DEPTH: Final = 64
 
-_MAX_EXPONENT: Final = 16_383  # `numeric` holds that many digits after the point
+_MAX_FRACTION: Final = 1_100  # digits after the point; the smallest double has 1,074
+_MAX_DIGITS: Final = 1_000_000  # of all numbers with a point or an exponent in one object, written out
 _BEYOND_DOUBLE: Final = Decimal("1E+400")
 _ALWAYS_AN_INT: Final = 640  # Python can be told to refuse longer ones, but not these
 
@@ -83,6 +84,7 @@ def text_problem(text: str) -> str | None:
 def object_problem(value: dict[str, object]) -> str | None:
     """Why an object that `parse` read cannot be stored and read back equal, if it cannot; it is level 1 itself."""
     level: list[dict[str, object] | list[object]] = [value]
+    digits = 0
     for _ in range(MAX_DEPTH):
         below: list[dict[str, object] | list[object]] = []
         for container in level:
@@ -90,7 +92,19 @@ def object_problem(value: dict[str, object]) -> str | None:
             for member in members:
                 if isinstance(member, (dict, list)):
                     below.append(member)
-                elif problem := _scalar_problem(member):
+                    continue
+                problem = None
+                if isinstance(member, str):
+                    problem = text_problem(member)
+                elif isinstance(member, Decimal):
+                    problem = _number_problem(member)
+                    # PostgreSQL writes an exponent out: nine bytes could come back as thousands.
+                    digits += 0 if problem else abs(member.adjusted()) + len(member.as_tuple().digits)
+                elif isinstance(member, int):
+                    problem = _number_problem(member)
+                if problem is None and digits > _MAX_DIGITS:
+                    problem = f"must not contain numbers that are over {_MAX_DIGITS:,} digits long together"
+                if problem is not None:
                     return problem
         if not below:
             return None
@@ -98,16 +112,7 @@ def object_problem(value: dict[str, object]) -> str | None:
     return f"must not nest deeper than {MAX_DEPTH} levels"
 
 
-def _scalar_problem(value: object) -> str | None:
-    if isinstance(value, str):
-        return text_problem(value)
-    return _number_problem(value) if isinstance(value, (int, Decimal)) else None
-
-
 def _number_problem(number: int | Decimal) -> str | None:
-    written = str(number) if isinstance(number, Decimal) else ""
-    if written and len(written) < 300 and "E" not in written:
-        return None  # the usual one: so few digits, without an exponent, are within every limit
     try:
         double = float(number)
     except OverflowError:
@@ -115,13 +120,10 @@ def _number_problem(number: int | Decimal) -> str | None:
     if double in (float("inf"), float("-inf")) or (double == 0 and number != 0):
         return "must not contain a number beyond the range of double precision"
     if isinstance(number, Decimal):
-        # Millions of digits would make a tuple of millions of integers. A number in double range that is written at
-        # this length has too many digits after the point in any case: at most 309 stand before it.
-        long = len(written) > _MAX_EXPONENT + 1_000
-        exponent = 0 if long else number.as_tuple().exponent
-        if long or not isinstance(exponent, int) or abs(exponent) > _MAX_EXPONENT:
-            # (A zero with a large positive exponent ends here too: `numeric` refuses most of them.)
-            return f"must not contain a number with more than {_MAX_EXPONENT:,} digits after the point"
+        # Millions of digits would make a tuple of millions of integers, hence the look at the text before.
+        exponent = _MAX_FRACTION + 1 if len(str(number)) > 2 * _MAX_FRACTION else number.as_tuple().exponent
+        if not isinstance(exponent, int) or abs(exponent) > _MAX_FRACTION:
+            return f"must not contain a number with more than {_MAX_FRACTION:,} digits after the point"
     return None
 
 

@@ -132,7 +132,7 @@ class Call:
 
 
 _EVERYWHERE = (errors.MalformedRequest, errors.HeadersTooLarge, errors.InternalError)
-_SIGNED_IN = (errors.SignedOut, errors.DatabaseUnavailable, errors.SchemaBehind, errors.TookTooLong)
+_SIGNED_IN = (errors.SignedOut, errors.DatabaseUnavailable, errors.SchemaBehind, errors.TookTooLong, errors.TooLarge)
 _READING = (errors.InvalidQueryParameters, errors.InvalidLimit)
 _WRITING = (errors.InvalidJSON, errors.InvalidBody, errors.BodyTooLarge, errors.ReadOnlyDatabase)
 _RECORDING = (errors.RecordingForbidden, *_WRITING, errors.Contention)
@@ -251,7 +251,7 @@ CALLS: Mapping[Handler, Call] = {
     operations.readyz: Call(
         "Operations",
         {200: Answer("It is ready.", Content(shapes.Status))},
-        (errors.NotReady, errors.SchemaBehind, errors.TookTooLong),
+        (errors.NotReady, errors.SchemaBehind, errors.TookTooLong, errors.TooLarge),
     ),
     operations.metrics: Call(
         "Operations", {200: Answer("The metrics.", Content({"type": "string"}, media_type="text/plain"))}

@@ -6,8 +6,9 @@ A body turns into the store's words with exactly the members that its sender gav
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
+from itertools import islice
 from typing import Any
 from uuid import UUID
 
@@ -19,6 +20,9 @@ from service.errors import InvalidBody, Validation
 from service.identifiers import parse_uuid
 from service.store.recording import KINDS, Initiator, Interception, Kind, child_id
 
+_MOST_ELEMENTS = 10_000
+_TOO_MANY = f"must have at most {_MOST_ELEMENTS:,} elements"
+_MOST_TOLD = 100
 _MAX_INTEGER = 2**63 - 1
 _MOST_SHOWN = 200
 
@@ -114,9 +118,14 @@ class Metadata(fields.Dict):
 
 
 class Array(fields.List[Any]):
-    """A JSON array."""
+    """A JSON array, of at most so many elements: to check each of millions would take minutes."""
 
     default_error_messages = _TOLD | {"invalid": "must be an array"}
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> list[Any]:
+        if isinstance(value, list) and len(value) > _MOST_ELEMENTS:
+            raise ValidationError(_TOO_MANY)
+        return super()._deserialize(value, attr, data, **kwargs)
 
 
 class Body(Schema):
@@ -269,11 +278,15 @@ _CHILD = {kind: schema() for kind, schema in CHILDREN.items()}
 
 
 def load_body(schema: Schema, value: object, *, at: str = "") -> dict[str, Any]:
-    """A body's members; raises InvalidBody with a validation for each that is wrong, its path below `at`."""
+    """A body's members; raises InvalidBody with a validation for each that is wrong, its path below `at`.
+
+    Of more than a hundred the first are told.
+    """
     try:
         loaded: dict[str, Any] = schema.load(value)  # type: ignore[arg-type]  # marshmallow refuses what is no object
     except ValidationError as invalid:
-        raise InvalidBody(validations=_flatten(invalid.messages_dict, at=at)) from None
+        validations = list(islice(_flatten(invalid.messages_dict, at=at), _MOST_TOLD))
+        raise InvalidBody(validations=validations) from None
     return loaded
 
 
@@ -308,6 +321,8 @@ def load_end(value: object) -> dict[str, Any]:
 def load_children(value: object, *, kind: Kind, interception_id: UUID) -> list[dict[str, Any]]:
     """The children of a call's body, one object or an array of them, each with an id; raises InvalidBody."""
     bodies = value if isinstance(value, list) else [value]
+    if len(bodies) > _MOST_ELEMENTS:
+        raise InvalidBody(validations=[Validation("body", _TOO_MANY)])
     schema = _CHILD[kind]
     problems: list[Validation] = []
     children = []
@@ -323,8 +338,10 @@ def load_children(value: object, *, kind: Kind, interception_id: UUID) -> list[d
         if kind != "model_thoughts":
             child.setdefault("id", uuid.uuid4())
         children.append(child)
+        if len(problems) >= _MOST_TOLD:
+            break
     if problems:
-        raise InvalidBody(validations=problems)
+        raise InvalidBody(validations=problems[:_MOST_TOLD])
     return children
 
 
@@ -335,16 +352,14 @@ def _nested_child(child: dict[str, Any], *, interception_id: UUID, kind: Kind, p
     return child
 
 
-def _flatten(messages: Mapping[Any, Any], *, at: str) -> list[Validation]:
+def _flatten(messages: Mapping[Any, Any], *, at: str) -> Iterator[Validation]:
     """The schema's tree of messages as one validation a field, with its dotted path."""
-    validations = []
     for name, below in messages.items():
         path = at.removesuffix(".") if name == "_schema" else f"{at}{name}"
         if isinstance(below, Mapping):
-            validations.extend(_flatten(below, at=f"{path}."))
+            yield from _flatten(below, at=f"{path}.")
         else:
-            validations.append(Validation(_clipped(path) or "body", str(below[0]).rstrip(".")))
-    return validations
+            yield Validation(_clipped(path) or "body", str(below[0]).rstrip("."))
 
 
 def _clipped(text: str) -> str:
