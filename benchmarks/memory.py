@@ -101,7 +101,7 @@ def _section(
                 f"{', '.join(f'{size:.1f}' for size in fifths)} MiB."
             ),
             "",
-            f"The rollups: {one.built or 'built beforehand'}.",
+            f"{(one.built or 'rollups built beforehand').capitalize()}.",
             "",
             *table(["table", "rows", "data, MiB", "indexes, MiB"], sizes),
         ],

@@ -72,7 +72,8 @@ def _lines(sections: Sequence[Section], *, plot: str | None) -> list[str]:
         lines += ["", f"![What a page costs against the size of the table]({plot})"]
     for section in sections:
         lines += ["", f"## {section.title}", "", f"{section.measured}.", "", *section.lines]
-    return [*lines, ""]
+    notes = Path(__file__).with_name("notes.md").read_text(encoding="utf-8").rstrip()
+    return [*lines, "", notes, ""]
 
 
 def _draw(points: Sequence[Point], output: Path) -> None:

@@ -262,6 +262,7 @@ def test_numbers_that_cannot_be_stored_are_found_wherever_they_are(
 
 def test_numbers_that_postgresql_writes_out_are_bounded_together() -> None:
     """Nine bytes each, which it would give back as a thousand."""
-    few, many = ({"a": [Decimal("0e-1100")] * count} for count in (900, 1_000))
+    few: dict[str, object] = {"a": [Decimal("0e-1100")] * 900}
+    many: dict[str, object] = {"a": [Decimal("0e-1100")] * 1_000}
     assert jsontext.object_problem(few) is None
     assert jsontext.object_problem(many) == "must not contain numbers that are over 1,000,000 digits long together"

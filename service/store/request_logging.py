@@ -29,10 +29,9 @@ async def read(connection: Connection) -> State:
     return State(enabled=row["enabled"], changed_at=row["changed_at"], changed_by=row["changed_by"])
 
 
-async def turn(connection: Connection, *, enabled: bool, changed_at: datetime, changed_by: UUID) -> bool:
-    """Turn the switch; False, and no change, where it already stands so. Callers wait for each other."""
+async def turn(connection: Connection, *, enabled: bool, changed_at: datetime, changed_by: UUID) -> None:
+    """Turn the switch; no change where it already stands so. Callers wait for each other."""
     await connection.run("request_logging/lock_state")
     if (await read(connection)).enabled == enabled:
-        return False
+        return
     await connection.run("request_logging/insert_change", enabled=enabled, changed_at=changed_at, changed_by=changed_by)
-    return True

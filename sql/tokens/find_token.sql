@@ -1,14 +1,13 @@
 -- find_token: a token by its id, with the user it signs in.
 --
 -- param   token_id  text  the first half of the token
--- result  maybe  hashed_secret bytea, expires_at timestamptz, last_used timestamptz, user_id uuid, username text, status text, deleted boolean, roles text[]
+-- result  maybe  hashed_secret bytea, expires_at timestamptz, last_used timestamptz, user_id uuid, status text, deleted boolean, roles text[]
 -- index   api_keys_pkey
 SELECT
     api_keys.hashed_secret,
     api_keys.expires_at,
     api_keys.last_used,
     users.id AS user_id,
-    users.username,
     users.status::text AS status,
     users.deleted,
     users.rbac_roles AS roles

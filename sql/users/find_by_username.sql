@@ -2,12 +2,9 @@
 --
 -- param   username    text  the name
 -- param   visible_to  uuid  optional: only this user may be found
--- result  maybe  id uuid, username text, status text
+-- result  maybe  id uuid
 -- index   users_username_lower_idx
-SELECT
-    id,
-    username,
-    status::text AS status
+SELECT id
 FROM users
 WHERE lower(username) = lower(:username)
     AND NOT deleted
