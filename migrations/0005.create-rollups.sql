@@ -58,7 +58,9 @@ CREATE TABLE bridgelog_rollup_buckets (
     starts_at timestamptz NOT NULL,
     kind_id integer NOT NULL,
     interceptions bigint NOT NULL,
-    CONSTRAINT bridgelog_rollup_buckets_pkey PRIMARY KEY (initiator_id, level, starts_at, kind_id),
+    -- With the number in it, the index alone answers.
+    CONSTRAINT bridgelog_rollup_buckets_pkey
+    PRIMARY KEY (initiator_id, level, starts_at, kind_id) INCLUDE (interceptions),
     CONSTRAINT bridgelog_rollup_buckets_level_check CHECK (
         level IN ('hour', 'day', 'month', 'own day', 'own month')
     ),
@@ -91,13 +93,16 @@ SECURITY DEFINER SET search_path FROM CURRENT AS $$
 DECLARE
     sealed timestamptz := bridgelog_sealed_until();
 BEGIN
-    INSERT INTO bridgelog_rollup_changes (hour, initiator_id, provider, provider_name, model, client, interceptions)
-    SELECT
-        date_trunc('hour', started_at, 'UTC'), initiator_id, provider, provider_name, model,
-        coalesce(client, 'Unknown'), count(*)
-    FROM new_rows
-    WHERE ended_at IS NOT NULL AND started_at < sealed
-    GROUP BY 1, 2, 3, 4, 5, 6;
+    -- As a rule there is nothing to write, and to find this out is cheaper than to group nothing.
+    IF EXISTS (SELECT 1 FROM new_rows WHERE ended_at IS NOT NULL AND started_at < sealed) THEN
+        INSERT INTO bridgelog_rollup_changes (hour, initiator_id, provider, provider_name, model, client, interceptions)
+        SELECT
+            date_trunc('hour', started_at, 'UTC'), initiator_id, provider, provider_name, model,
+            coalesce(client, 'Unknown'), count(*)
+        FROM new_rows
+        WHERE ended_at IS NOT NULL AND started_at < sealed
+        GROUP BY 1, 2, 3, 4, 5, 6;
+    END IF;
     RETURN NULL;
 END;
 $$;

@@ -26,7 +26,8 @@ FROM (
         AND level = :level
         AND starts_at >= :begins
         AND starts_at < :ends
-        AND kind_id IN (
+        -- An array is made once; IN would look through the kinds again for each bucket.
+        AND kind_id = ANY(ARRAY(
             SELECT id
             FROM bridgelog_rollup_kinds
             WHERE TRUE
@@ -34,7 +35,7 @@ FROM (
                 AND provider_name = :provider_name  -- optional
                 AND model = :model                  -- optional
                 AND client = :client                -- optional
-        )
+        ))
     UNION ALL
     SELECT
         date_trunc(:unit, hour, 'UTC') AS starts_at,

@@ -31,7 +31,8 @@ SELECT
                 AND level = stretch.level
                 AND starts_at >= stretch.begins
                 AND starts_at < stretch.ends
-                AND kind_id IN (
+                -- An array is made once; IN would look through the kinds again for each bucket.
+                AND kind_id = ANY(ARRAY(
                     SELECT id
                     FROM bridgelog_rollup_kinds
                     WHERE TRUE
@@ -39,7 +40,7 @@ SELECT
                         AND provider_name = :provider_name  -- optional
                         AND model = :model                  -- optional
                         AND client = :client                -- optional
-                )
+                ))
         ) AS bucket
     )::bigint
     + (
