@@ -10,7 +10,7 @@ import pytest
 from conftest import API, Client, Person
 
 from service import db
-from service.store import interceptions
+from service.store import totals
 
 INSERT = """
 INSERT INTO aibridge_interceptions (id, initiator_id, provider, model, started_at, ended_at)
@@ -26,14 +26,14 @@ async def test_what_is_recorded_meanwhile_is_in_neither(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     await record()
-    counted = interceptions.count
+    counted = totals.count
 
     async def count_and_be_overtaken(*arguments: Any, **named: Any) -> int:
         total = await counted(*arguments, **named)
         sql(INSERT)
         return total
 
-    monkeypatch.setattr(interceptions, "count", count_and_be_overtaken)
+    monkeypatch.setattr(totals, "count", count_and_be_overtaken)
     page = await (await client.get(f"{API}/interceptions", headers=owner.headers)).json()
     assert (page["total"], len(page["results"])) == (1, 1)
 
