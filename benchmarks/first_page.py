@@ -20,7 +20,7 @@ from benchmarks.tools import API, TOKEN_HEADER, Measurement, median, pgbench, ra
 from service import statements
 
 LIMITS = (10, 25, 100)
-CLIENTS = (1, 16)
+CLIENTS = (1, 16, 64)
 
 # In the order in which they are measured; the first is what the others are compared with.
 VARIANTS = {

@@ -25,8 +25,6 @@ from service.settings import Settings
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 SOURCES = sorted(path for path in (ROOT / "service").rglob("*.py") if "__pycache__" not in path.parts)
-# Written by `make bench`, which a clean clone may not have run.
-MADE_LATER = ROOT / "docs" / "benchmarks.md"
 
 
 def text(name: str) -> str:
@@ -173,8 +171,6 @@ def test_every_link_leads_somewhere(document: Path) -> None:
         if re.match(r"https?:", target):
             continue
         there = (document.parent / unquote(path)).resolve() if path else document
-        if there == MADE_LATER:
-            continue
         if not there.exists():
             broken.append(target)
         elif fragment:
