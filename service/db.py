@@ -21,6 +21,9 @@ from service.statements import Statement
 
 T = TypeVar("T")
 
+# A statement, and its values.
+Asked = tuple[str, Mapping[str, object]]
+
 log = structlog.get_logger("bridgelog.db")
 
 # Every connection: instants come in UTC and ISO (the JSON of the statements is cut from that text). JIT costs more than
@@ -73,6 +76,16 @@ class Connection:
     async def rows(self, statement: str, **values: object) -> list[asyncpg.Record]:
         """All rows of a statement whose result is `many`."""
         text, arguments = self._statements[statement].bind(values)
+        with _translated():
+            return await self._raw.fetch(text, *arguments)
+
+    async def rows_beside(self, one: Asked, many: Asked) -> list[asyncpg.Record]:
+        """Two statements as one, hence of one snapshot: the rows of `many`, each beside the one row of `one`.
+
+        Where `many` has none, there is one row, in which the columns of `many` are null.
+        """
+        (name, values), (more, more_values) = one, many
+        text, arguments = self._statements[name].beside(values, self._statements[more], more_values)
         with _translated():
             return await self._raw.fetch(text, *arguments)
 

@@ -18,7 +18,7 @@ combination is a text of its own, which PostgreSQL plans by itself. Nothing but 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, cast
@@ -69,12 +69,20 @@ class Statement:
     indexes: tuple[str, ...]
     lines: tuple[_Line, ...]
     _rendered: dict[frozenset[str], tuple[str, tuple[str, ...]]] = field(default_factory=dict, repr=False)
+    _beside: dict[tuple[str, frozenset[str], frozenset[str]], tuple[str, tuple[str, ...], tuple[str, ...]]] = field(
+        default_factory=dict, repr=False
+    )
 
     def bind(self, values: Mapping[str, object]) -> tuple[str, list[object]]:
         """The text and its positional arguments. An optional parameter is absent where it is missing or None.
 
         Raises TypeError, as a call does, on a name that the header does not declare or a required one that is missing.
         """
+        text, order = self.render(self.given(values))
+        return text, [values[name] for name in order]
+
+    def given(self, values: Mapping[str, object]) -> frozenset[str]:
+        """The parameters that are there in `values`; raises TypeError as `bind` does."""
         if not values.keys() <= self.params.keys():
             message = f"{self.name} has no parameter {sorted(values.keys() - self.params.keys())}"
             raise TypeError(message)
@@ -84,17 +92,40 @@ class Statement:
         if not given <= values.keys():
             message = f"{self.name} needs {sorted(given - values.keys())}"
             raise TypeError(message)
-        text, order = self.render(given)
-        return text, [values[name] for name in order]
+        return given
 
     def render(self, given: frozenset[str]) -> tuple[str, tuple[str, ...]]:
         """The text with $1, $2 … where only `given` are, and the parameters in that order."""
         rendered = self._rendered.get(given)
         if rendered is None:
-            rendered = self._rendered[given] = _number(
-                line.text for line in self.lines if line.needs <= given and line.unless not in given
-            )
+            rendered = self._rendered[given] = _number(self.chosen(given))
         return rendered
+
+    def beside(
+        self, values: Mapping[str, object], many: Statement, more_values: Mapping[str, object]
+    ) -> tuple[str, list[object]]:
+        """Text and arguments of a statement whose rows are those of `many`, each beside the one row of this.
+
+        They keep their order: a join without a condition, whose left side is one row, is a loop over its right side.
+        """
+        given, more_given = self.given(values), many.given(more_values)
+        key = (many.name, given, more_given)
+        if key not in self._beside:
+            text, order = self.render(given)
+            more_text, more_order = _number(many.chosen(more_given), first=len(order) + 1)
+            columns = [*(f"one.{column}" for column in self.columns), *(f"many.{column}" for column in many.columns)]
+            self._beside[key] = (
+                # Of nothing but what stands in the files.
+                f"SELECT {', '.join(columns)} FROM (\n{text}\n) AS one LEFT JOIN (\n{more_text}\n) AS many ON TRUE",  # noqa: S608
+                order,
+                more_order,
+            )
+        text, order, more_order = self._beside[key]
+        return text, [*(values[name] for name in order), *(more_values[name] for name in more_order)]
+
+    def chosen(self, given: frozenset[str]) -> Iterator[str]:
+        """The lines that stay where only `given` are."""
+        return (line.text for line in self.lines if line.needs <= given and line.unless not in given)
 
 
 def load(root: Path | None = None) -> dict[str, Statement]:
@@ -200,12 +231,12 @@ def _names(text: str) -> list[str]:
     return [found["name"] for found in _TOKEN.finditer(text) if found["name"]]
 
 
-def _number(lines: Iterable[str]) -> tuple[str, tuple[str, ...]]:
+def _number(lines: Iterable[str], *, first: int = 1) -> tuple[str, tuple[str, ...]]:
     order: dict[str, int] = {}
 
     def place(token: re.Match[str]) -> str:
         name = token["name"]
-        return f"${order.setdefault(name, len(order) + 1)}" if name else token[0]
+        return f"${order.setdefault(name, len(order) + first)}" if name else token[0]
 
     text = _TOKEN.sub(place, "\n".join(lines))
     return text, tuple(order)

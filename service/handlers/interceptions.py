@@ -20,17 +20,19 @@ async def list_interceptions(request: web.Request) -> web.Response:
     """A page of interceptions, newest first, and how many match in all; both from one snapshot."""
     who, page = caller(request), queries.read_page(request.query)
     asked = search.parse_interceptions(page.q)
-    async with request.app[DATABASE].snapshot() as connection:
+    database = request.app[DATABASE]
+    # Total and page are of one snapshot: that of the one statement, or of the transaction around several.
+    at_once = database.rolled_up and not totals.is_deep(page.offset)
+    async with database.connection() if at_once else database.snapshot() as connection:
         criteria = await _criteria(connection, asked, who=who)
         cursor = await _cursor(connection, page, who=who)
-        total, found = await totals.read_page(
+        total, found = await (totals.read_page if database.rolled_up else interceptions.read_page)(
             connection,
             criteria=criteria,
             # One more than the page holds tells whether anything follows; by offset the total tells it.
             page_size=page.limit + (cursor is not None),
             offset=page.offset,
             cursor=cursor,
-            rolled_up=request.app[DATABASE].rolled_up,
         )
     results = found[: page.limit]
     if cursor is None:

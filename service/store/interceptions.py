@@ -36,6 +36,16 @@ async def count(connection: Connection, *, criteria: Criteria) -> int:
     return int(await connection.value("interceptions/count_matching", **asdict(criteria)))
 
 
+async def read_page(
+    connection: Connection, *, criteria: Criteria, page_size: int, offset: int = 0, cursor: Cursor | None = None
+) -> tuple[int, list[bytes]]:
+    """How many ended interceptions match, and a page of them, counted and skipped one by one: for where no rollups are."""
+    total = await count(connection, criteria=criteria)
+    if offset >= total:
+        return total, []
+    return total, await list_page(connection, criteria=criteria, page_size=page_size, skip=offset, cursor=cursor)
+
+
 async def list_page(
     connection: Connection,
     *,
@@ -46,16 +56,26 @@ async def list_page(
     started_until: datetime | None = None,
 ) -> list[bytes]:
     """The matching interceptions, newest first, each as the JSON text of API section `Interceptions`."""
-    rows = await connection.rows(
-        "interceptions/list_matching",
-        **asdict(criteria),
-        page_size=page_size,
-        skip=skip or None,
-        started_until=started_until,
-        cursor_started_at=cursor.started_at if cursor else None,
-        cursor_id=cursor.interception_id if cursor else None,
-    )
-    return [row[0] for row in rows]
+    values = page_values(criteria, page_size=page_size, skip=skip, cursor=cursor, started_until=started_until)
+    return [row["interception"] for row in await connection.rows("interceptions/list_matching", **values)]
+
+
+def page_values(
+    criteria: Criteria,
+    *,
+    page_size: int,
+    skip: int = 0,
+    cursor: Cursor | None = None,
+    started_until: datetime | None = None,
+) -> dict[str, object]:
+    """What `interceptions/list_matching` takes for a page."""
+    return asdict(criteria) | {
+        "page_size": page_size,
+        "skip": skip or None,
+        "started_until": started_until,
+        "cursor_started_at": cursor.started_at if cursor else None,
+        "cursor_id": cursor.interception_id if cursor else None,
+    }
 
 
 async def find_cursor(connection: Connection, *, interception_id: UUID, visible_to: UUID | None) -> Cursor | None:

@@ -27,6 +27,12 @@ class Difference:
     counted: int
 
 
+async def read_sealed_until(connection: Connection) -> datetime:
+    """Up to where the rollups reach."""
+    found: datetime = await connection.value("rollups/read_sealed_until")
+    return found
+
+
 async def seal(connection: Connection, *, until: datetime, patience: timedelta = timedelta(milliseconds=100)) -> bool:
     """Seal what started before `until`, or a day of it; whether there is more.
 
@@ -36,7 +42,7 @@ async def seal(connection: Connection, *, until: datetime, patience: timedelta =
     """
     if not await connection.value("rollups/try_upkeep"):
         return False
-    sealed_until = await connection.value("rollups/read_sealed_until")
+    sealed_until = await read_sealed_until(connection)
     first: datetime | None = await connection.value("rollups/find_first_unsealed", sealed_until=sealed_until)
     if first is None or first >= until:
         return False

@@ -7,14 +7,14 @@ before it. migrations/0005 says how they are kept.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Literal
 from uuid import UUID
 
 from service.db import Connection
-from service.store import interceptions
+from service.store import interceptions, rollups
 from service.store.interceptions import Criteria, Cursor
 
 Unit = Literal["hour", "day", "month"]
@@ -30,7 +30,7 @@ _FIRST = datetime.min.replace(tzinfo=UTC)
 _LAST = datetime.max.replace(tzinfo=UTC)
 # From the finest to the coarsest. An initiator's hours are not kept: a day of one person is soon counted.
 _EVERYONES_UNITS: tuple[Unit, ...] = ("hour", "day", "month")
-_INITIATORS_UNITS: tuple[Unit, ...] = ("day", "month")
+_INITIATORS_UNITS = _EVERYONES_UNITS[1:]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,120 +55,124 @@ class Place:
     skip: int
 
 
-async def read_page(
-    connection: Connection,
-    *,
-    criteria: Criteria,
-    page_size: int,
-    offset: int = 0,
-    cursor: Cursor | None = None,
-    rolled_up: bool = True,
-) -> tuple[int, list[bytes]]:
-    """How many ended interceptions match, and a page of them, by offset or after a cursor.
+def is_deep(offset: int) -> bool:
+    """Whether a page there takes several statements, which then need a snapshot in common; another one takes one."""
+    return offset >= _DEEP
 
-    Without rollups, in a database of others, everything is counted and skipped one by one.
-    """
-    if not rolled_up:
-        total = await interceptions.count(connection, criteria=criteria)
+
+async def read_page(
+    connection: Connection, *, criteria: Criteria, page_size: int, offset: int = 0, cursor: Cursor | None = None
+) -> tuple[int, list[bytes]]:
+    """How many ended interceptions match, and a page of them, by offset or after a cursor."""
+    if not is_deep(offset):
+        return await _read_at_once(connection, criteria=criteria, page_size=page_size, offset=offset, cursor=cursor)
+    counts = await _count_stretches(connection, criteria=criteria)
+    place = await _locate(connection, counts, criteria=criteria, offset=offset)
+    if place is None:
+        page = []
     else:
-        total = await count(connection, criteria=criteria)
-    if cursor is None and offset >= total:
-        return total, []
-    until = None
-    if rolled_up and offset >= _DEEP:
-        place = await locate(connection, criteria=criteria, offset=offset)
-        if place is None:
-            return total, []
-        until, offset = place.until, place.skip
-    page = await interceptions.list_page(
-        connection, criteria=criteria, page_size=page_size, skip=offset, cursor=cursor, started_until=until
-    )
-    return total, page
+        page = await interceptions.list_page(
+            connection, criteria=criteria, page_size=page_size, skip=place.skip, started_until=place.until
+        )
+    return sum(counts.found), page
 
 
 async def count(connection: Connection, *, criteria: Criteria) -> int:
-    """How many ended interceptions match. Up to where the rollups reach is asked only where that has changed."""
-    sealed_until = connection.hints.get(_SEALED_UNTIL) or await read_sealed_until(connection)
-    stretches = list(_stretches(criteria, sealed_until))
-    whole = [stretch for stretch in stretches if stretch.unit]
-    exact = [stretch for stretch in stretches if not stretch.unit]
-    [row] = await connection.rows(
-        "rollups/sum_buckets",
-        **_filters(criteria),
-        scope=_scope(criteria),
-        level=[_level(criteria, stretch.unit) for stretch in whole],
-        begins=[stretch.begins for stretch in whole],
-        ends=[stretch.ends for stretch in whole],
-        whole_begins=whole[0].begins if whole else _FIRST,
-        whole_ends=whole[-1].ends if whole else _FIRST,
-        exact_begins=[stretch.begins for stretch in exact],
-        exact_ends=[_last(stretch, criteria) for stretch in exact],
-    )
-    if row["sealed_until"] != sealed_until:
-        connection.hints[_SEALED_UNTIL] = row["sealed_until"]
-        return await count(connection, criteria=criteria)
-    return int(row["total"])
+    """How many ended interceptions match."""
+    counts = await _count_stretches(connection, criteria=criteria)
+    return sum(counts.found)
 
 
 async def locate(connection: Connection, *, criteria: Criteria, offset: int) -> Place | None:
     """Where the match is that `offset` others come before; None if there are not so many."""
-    sealed_until = await read_sealed_until(connection)
-    for stretch in reversed(list(_stretches(criteria, sealed_until))):
-        if stretch.unit is None:
-            found = await interceptions.count(
-                connection,
-                criteria=replace(criteria, started_after=stretch.begins, started_before=_last(stretch, criteria)),
-            )
-            if offset < found:
-                return Place(until=stretch.last, skip=offset)
+    counts = await _count_stretches(connection, criteria=criteria)
+    return await _locate(connection, counts, criteria=criteria, offset=offset)
+
+
+@dataclass(frozen=True, slots=True)
+class _Counts:
+    """The stretches that a search is divided into, and how many matches each of them holds."""
+
+    sealed_until: datetime
+    stretches: Sequence[Stretch]
+    found: Sequence[int]
+
+
+async def _count_stretches(connection: Connection, *, criteria: Criteria) -> _Counts:
+    sealed_until = await _sealed_until(connection)
+    while True:
+        stretches = list(_stretches(criteria, sealed_until))
+        [row] = await connection.rows("rollups/count_stretches", **_dividing(criteria, stretches))
+        if row["sealed_until"] == sealed_until:
+            return _Counts(sealed_until, stretches, row["interceptions"] or ())
+        sealed_until = connection.hints[_SEALED_UNTIL] = row["sealed_until"]
+
+
+async def _read_at_once(
+    connection: Connection, *, criteria: Criteria, page_size: int, offset: int, cursor: Cursor | None
+) -> tuple[int, list[bytes]]:
+    """Total and page by one statement, whose snapshot they share."""
+    sealed_until = await _sealed_until(connection)
+    page = interceptions.page_values(criteria, page_size=page_size, skip=offset, cursor=cursor)
+    while True:
+        stretches = list(_stretches(criteria, sealed_until))
+        rows = await connection.rows_beside(
+            ("rollups/count_stretches", _dividing(criteria, stretches)), ("interceptions/list_matching", page)
+        )
+        if rows[0]["sealed_until"] == sealed_until:
+            found = [row["interception"] for row in rows]
+            return sum(rows[0]["interceptions"] or ()), found if found[0] is not None else []
+        sealed_until = connection.hints[_SEALED_UNTIL] = rows[0]["sealed_until"]
+
+
+async def _sealed_until(connection: Connection) -> datetime:
+    """Up to where the rollups reach; as far as is known, for what counts by it finds out whether that still holds."""
+    known: datetime | None = connection.hints.get(_SEALED_UNTIL)
+    return known or await rollups.read_sealed_until(connection)
+
+
+async def _locate(connection: Connection, counts: _Counts, *, criteria: Criteria, offset: int) -> Place | None:
+    for stretch, found in zip(reversed(counts.stretches), reversed(counts.found), strict=True):
+        if offset >= found:
             offset -= found
+        elif stretch.unit is None:
+            return Place(until=stretch.last, skip=offset)
         else:
-            place, offset = await _locate_within(connection, stretch, stretch.unit, criteria=criteria, offset=offset)
-            if place:
-                # The bucket in which sealed_until lies reaches into the live tail, which the offset has passed already.
-                return replace(place, until=min(place.until, sealed_until - _MICROSECOND))
+            return await _locate_within(
+                connection, stretch, stretch.unit, counts.sealed_until, criteria=criteria, offset=offset
+            )
     return None
 
 
 async def _locate_within(
-    connection: Connection, stretch: Stretch, unit: Unit, *, criteria: Criteria, offset: int
-) -> tuple[Place | None, int]:
-    """The place within a stretch of buckets; or None, and what is left of the offset behind it."""
-    for starts_at, found in await _list_buckets(connection, stretch, unit, criteria=criteria):
-        if offset >= found:
-            offset -= found
-            continue
-        ends = _following(starts_at, unit)
-        units = _units(criteria)
-        if unit == units[0]:
-            return Place(until=ends - _MICROSECOND, skip=offset), 0
-        finer = units[units.index(unit) - 1]
-        return await _locate_within(
-            connection, Stretch(finer, starts_at, ends), finer, criteria=criteria, offset=offset
-        )
-    return None, offset
-
-
-async def read_sealed_until(connection: Connection) -> datetime:
-    """Up to where the rollups reach."""
-    found: datetime = await connection.value("rollups/read_sealed_until")
-    connection.hints[_SEALED_UNTIL] = found
-    return found
-
-
-async def _list_buckets(
-    connection: Connection, stretch: Stretch, unit: Unit, *, criteria: Criteria
-) -> list[tuple[datetime, int]]:
-    rows = await connection.rows(
-        "rollups/list_buckets",
+    connection: Connection, stretch: Stretch, unit: Unit, sealed_until: datetime, *, criteria: Criteria, offset: int
+) -> Place:
+    known = _units(criteria)
+    units = known[known.index(unit) :: -1]
+    [row] = await connection.rows(
+        "rollups/find_bucket",
         **_filters(criteria),
         scope=_scope(criteria),
-        level=_level(criteria, unit),
-        unit=unit,
+        level=[_level(criteria, unit) for unit in units],
+        unit=units,
         begins=stretch.begins,
         ends=stretch.ends,
+        skip=offset,
     )
-    return [(row["starts_at"], row["interceptions"]) for row in rows]
+    # The bucket in which sealed_until lies reaches into the live tail, which the offset has passed already.
+    return Place(until=min(row["ends"], sealed_until) - _MICROSECOND, skip=row["skip"])
+
+
+def _dividing(criteria: Criteria, stretches: Sequence[Stretch]) -> dict[str, object]:
+    whole = [stretch for stretch in stretches if stretch.unit]
+    return _filters(criteria) | {
+        "scope": _scope(criteria),
+        "level": [_level(criteria, stretch.unit) for stretch in stretches],
+        "begins": [stretch.begins for stretch in stretches],
+        "ends": [stretch.ends if stretch.unit else _last(stretch, criteria) for stretch in stretches],
+        "whole_begins": whole[0].begins if whole else _FIRST,
+        "whole_ends": whole[-1].ends if whole else _FIRST,
+    }
 
 
 def _stretches(criteria: Criteria, sealed_until: datetime) -> Iterator[Stretch]:
@@ -271,7 +275,9 @@ def _units(criteria: Criteria) -> tuple[Unit, ...]:
 
 
 def _level(criteria: Criteria, unit: Unit | None) -> str:
-    return str(unit) if _is_of_everyone(criteria) else f"own {unit}"
+    if unit is None:
+        return ""
+    return unit if _is_of_everyone(criteria) else f"own {unit}"
 
 
 def _scope(criteria: Criteria) -> UUID:
