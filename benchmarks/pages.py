@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 
 import click
 
-from benchmarks import datasets, recorded
+from benchmarks import datasets, peer, recorded
 from benchmarks.datasets import Dataset
 from benchmarks.sections import Bar, Point, Section, table
 from benchmarks.tools import API, TOKEN_HEADER, Measurement, median, pgbench, ratio, served, wrk
@@ -21,7 +20,6 @@ from service.store.interceptions import Criteria
 PAGE_SIZE = 25
 CLIENTS = (1, 16, 64)
 _PEER_AIM, _SHARE_AIM, _GROWTH_AIM = 50, 0.6, 1.3
-_PEER = (Path(__file__).parent / "scripts" / "peer_page.sql").read_text(encoding="utf-8")
 
 # In the order in which they are measured.
 VARIANTS = {
@@ -40,16 +38,15 @@ class Target:
 
     dataset: Dataset
     address: str
-    script: recorded.Script
+    scripts: dict[str, recorded.Script]
     page_bytes: int
 
     def run(self, variant: str, *, clients: int, seconds: float) -> Measurement:
         """Measure one variant once."""
-        if variant == "peer":
-            return pgbench(self.dataset.url, [_PEER], clients=clients, seconds=seconds)
-        if variant == "statements":
+        if variant in self.scripts:
+            script = self.scripts[variant]
             return pgbench(
-                self.dataset.url, [self.script.text], clients=clients, seconds=seconds, variables=self.script.variables
+                self.dataset.url, [script.text], clients=clients, seconds=seconds, variables=script.variables
             )
         path = {"whole": "interceptions", "page": "page"}[variant]
         url = f"{self.address}{API}/{path}?limit={PAGE_SIZE}"
@@ -64,10 +61,8 @@ async def measure(sets: Sequence[Dataset], *, rounds: int, seconds: float) -> Se
         targets = []
         for one in sets:
             address = stack.enter_context(served(one.url)).address
-            async with datasets.opened(one.url) as database, database.snapshot() as connection:
-                recorder = recorded.Recorder(connection)
-                await totals.read_page(recorder, criteria=Criteria(), page_size=PAGE_SIZE)
-            targets.append(Target(one, address, recorder.script(), _page_bytes(address, one.token)))
+            scripts = await _scripts(one.url)
+            targets.append(Target(one, address, scripts, _page_bytes(address, one.token)))
         cells = [
             (target, clients) for target in targets for clients in (CLIENTS if target is targets[-1] else CLIENTS[:1])
         ]
@@ -80,6 +75,16 @@ async def measure(sets: Sequence[Dataset], *, rounds: int, seconds: float) -> Se
                     found.setdefault((target.dataset.size, clients, variant), []).append(measured)
                 click.echo(".", nl=False, err=True)
     return _section(targets, found, rounds=rounds, seconds=seconds, started=started)
+
+
+async def _scripts(url: str) -> dict[str, recorded.Script]:
+    """Ours and the peer's, for the first page; the peer's children are those of the page as it is now."""
+    async with datasets.opened(url) as database, database.snapshot() as connection:
+        ours = recorded.Recorder(connection)
+        await totals.read_page(ours, criteria=Criteria(), page_size=PAGE_SIZE)
+        peers = recorded.Recorder(peer.PeerConnection(connection))
+        await peer.read_page(peers, criteria=Criteria(), page_size=PAGE_SIZE, offset=0)
+    return {"statements": ours.script(), "peer": peers.script()}
 
 
 def _page_bytes(address: str, token: str) -> int:

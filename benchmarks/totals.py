@@ -8,10 +8,10 @@ from datetime import UTC, datetime
 
 import click
 
-from benchmarks import cases, datasets
+from benchmarks import cases, datasets, recorded
 from benchmarks.datasets import Dataset
 from benchmarks.sections import Bar, Section, table
-from benchmarks.tools import Measurement, median, ratio, summary
+from benchmarks.tools import Measurement, median, pgbench, ratio, summary
 from service.db import Connection, Database
 from service.store import interceptions, totals
 from service.store.interceptions import Criteria
@@ -34,7 +34,7 @@ async def measure(sets: Sequence[Dataset], *, rounds: int) -> Section:
     for _ in range(rounds):
         for one in sizes:
             async with datasets.opened(one.url) as database:
-                await _round(database, searches[one.size], size=one.size, found=found, counted=counted)
+                await _round(database, searches[one.size], url=one.url, size=one.size, found=found, counted=counted)
         click.echo(".", nl=False, err=True)
     return _section(sizes, list(searches[sizes[0].size]), found, counted, rounds=rounds, started=started)
 
@@ -43,6 +43,7 @@ async def _round(
     database: Database,
     searches: dict[str, Criteria],
     *,
+    url: str,
     size: int,
     found: dict[tuple[int, str, str], list[Measurement]],
     counted: dict[tuple[int, str], int],
@@ -55,6 +56,16 @@ async def _round(
         counted[size, name] = total
         found.setdefault((size, name, "ours"), []).append(ours)
         found.setdefault((size, name, "peer"), []).append(peers)
+        script = await _script(database, criteria)
+        bare = pgbench(url, [script.text], clients=1, seconds=1, variables=script.variables)
+        found.setdefault((size, name, "pgbench"), []).append(bare)
+
+
+async def _script(database: Database, criteria: Criteria) -> recorded.Script:
+    async with database.connection() as connection:
+        recorder = recorded.Recorder(connection)
+        await totals.count(recorder, criteria=criteria)
+    return recorder.script()
 
 
 async def timed(database: Database, count: Count, criteria: Criteria, *, times: int) -> tuple[Measurement, int]:
@@ -106,6 +117,8 @@ def _section(
                 f"{cost[large]:.2f}",
                 f"{median(ours[large], 'p99'):.2f}",
                 f"{growth:.2f}",
+                f"{median(found[large, name, 'pgbench'], 'rate'):,.0f}",
+                f"{ratio(ours[large], found[large, name, 'pgbench']):.2f}",
                 f"{median(peers[small], 'p50'):,.1f}",
                 f"{median(peers[large], 'p50'):,.1f}",
                 f"{ratio(peers[large], peers[small], 'p50'):.1f}",
@@ -114,6 +127,7 @@ def _section(
         )
     head = [
         *("search", "total", f"{small:,}: ms", f"{large:,}: ms", "p99", "growth"),
+        *("pgbench, the same statement: /s", "ours / pgbench"),
         *("peer, " + f"{small:,}: ms", f"peer, {large:,}: ms", "growth", "peer / ours"),
     ]
     return Section(
@@ -127,7 +141,8 @@ def _section(
             (
                 "All that is between the first statement and the last answer, over asyncpg on one connection and a "
                 "unix socket, inside a repeatable-read transaction. The peer is `count(*)` with the same filter on "
-                "the same connection; it may use parallel workers. Both told the same number each time."
+                "the same connection; it may use parallel workers. Both told the same number each time. pgbench runs "
+                "our statement on one connection, on the larger size; beside it is the rate of ours by itself."
             ),
             "",
             *table(head, rows),

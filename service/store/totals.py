@@ -148,7 +148,7 @@ async def _locate_within(
     connection: Connection, stretch: Stretch, unit: Unit, sealed_until: datetime, *, criteria: Criteria, offset: int
 ) -> Place:
     known = _units(criteria)
-    units = known[known.index(unit) :: -1]
+    units = list(reversed(known[: known.index(unit) + 1]))
     [row] = await connection.rows(
         "rollups/find_bucket",
         **_filters(criteria),
