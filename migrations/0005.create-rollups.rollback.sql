@@ -7,7 +7,7 @@ DROP FUNCTION bridgelog_roll_up_truncate();
 DROP FUNCTION bridgelog_roll_up_update();
 DROP FUNCTION bridgelog_roll_up_delete();
 DROP FUNCTION bridgelog_roll_up_insert();
-DROP FUNCTION bridgelog_sealed_until();
+DROP FUNCTION bridgelog_hold_sealing();
 DROP TABLE bridgelog_rollup_buckets;
 DROP TABLE bridgelog_rollup_kinds;
 DROP TABLE bridgelog_rollup_changes;

@@ -69,38 +69,36 @@ CREATE TABLE bridgelog_rollup_buckets (
 
 -- The functions run with the rights of their owner: whoever may write interceptions need not be allowed anything here.
 
--- Up to where the rollups reach, certainly: whoever has asked keeps sealing from going on until their transaction ends, so
--- that what they write is either counted by the sealing, or written as a change. In READ COMMITTED the second statement
--- sees what was sealed while the first one waited; a transaction with an older snapshot would not, and is made to fail by
--- its row lock if that happened.
-CREATE FUNCTION bridgelog_sealed_until() RETURNS timestamptz LANGUAGE plpgsql
-SECURITY DEFINER SET search_path FROM CURRENT AS $$
+-- Keeps sealing from going on until the transaction ends, so that what it writes is either counted by the sealing, or written
+-- as a change. In READ COMMITTED the next statement sees what was sealed while this one waited; a transaction with an older
+-- snapshot would not, and is made to fail by its row lock if that happened. It has something to return because PL/pgSQL
+-- assigns a value sooner than it performs a query.
+CREATE FUNCTION bridgelog_hold_sealing() RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
-    found timestamptz;
+    held text := pg_advisory_xact_lock_shared(4770321905514818)::text;
 BEGIN
-    PERFORM pg_advisory_xact_lock_shared(4770321905514818);
-    IF current_setting('transaction_isolation') = 'read committed' THEN
-        SELECT sealed_until INTO STRICT found FROM bridgelog_rollup_state;
-    ELSE
-        SELECT sealed_until INTO STRICT found FROM bridgelog_rollup_state FOR SHARE;
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        PERFORM FROM bridgelog_rollup_state FOR SHARE;
     END IF;
-    RETURN found;
+    RETURN TRUE;
 END;
 $$;
 
 CREATE FUNCTION bridgelog_roll_up_insert() RETURNS trigger LANGUAGE plpgsql
 SECURITY DEFINER SET search_path FROM CURRENT AS $$
 DECLARE
-    sealed timestamptz := bridgelog_sealed_until();
+    held boolean := bridgelog_hold_sealing();
 BEGIN
     -- As a rule there is nothing to write, and to find this out is cheaper than to group nothing.
-    IF EXISTS (SELECT 1 FROM new_rows WHERE ended_at IS NOT NULL AND started_at < sealed) THEN
+    IF EXISTS (
+        SELECT 1 FROM new_rows, bridgelog_rollup_state WHERE ended_at IS NOT NULL AND started_at < sealed_until
+    ) THEN
         INSERT INTO bridgelog_rollup_changes (hour, initiator_id, provider, provider_name, model, client, interceptions)
         SELECT
             date_trunc('hour', started_at, 'UTC'), initiator_id, provider, provider_name, model,
             coalesce(client, 'Unknown'), count(*)
-        FROM new_rows
-        WHERE ended_at IS NOT NULL AND started_at < sealed
+        FROM new_rows, bridgelog_rollup_state
+        WHERE ended_at IS NOT NULL AND started_at < sealed_until
         GROUP BY 1, 2, 3, 4, 5, 6;
     END IF;
     RETURN NULL;
@@ -110,14 +108,14 @@ $$;
 CREATE FUNCTION bridgelog_roll_up_delete() RETURNS trigger LANGUAGE plpgsql
 SECURITY DEFINER SET search_path FROM CURRENT AS $$
 DECLARE
-    sealed timestamptz := bridgelog_sealed_until();
+    held boolean := bridgelog_hold_sealing();
 BEGIN
     INSERT INTO bridgelog_rollup_changes (hour, initiator_id, provider, provider_name, model, client, interceptions)
     SELECT
         date_trunc('hour', started_at, 'UTC'), initiator_id, provider, provider_name, model,
         coalesce(client, 'Unknown'), -count(*)
-    FROM old_rows
-    WHERE ended_at IS NOT NULL AND started_at < sealed
+    FROM old_rows, bridgelog_rollup_state
+    WHERE ended_at IS NOT NULL AND started_at < sealed_until
     GROUP BY 1, 2, 3, 4, 5, 6;
     RETURN NULL;
 END;
@@ -126,7 +124,7 @@ $$;
 CREATE FUNCTION bridgelog_roll_up_update() RETURNS trigger LANGUAGE plpgsql
 SECURITY DEFINER SET search_path FROM CURRENT AS $$
 DECLARE
-    sealed timestamptz := bridgelog_sealed_until();
+    held boolean := bridgelog_hold_sealing();
 BEGIN
     INSERT INTO bridgelog_rollup_changes (hour, initiator_id, provider, provider_name, model, client, interceptions)
     SELECT
@@ -138,8 +136,8 @@ BEGIN
         UNION ALL
         SELECT started_at, ended_at, initiator_id, provider, provider_name, model, client, 1 AS difference
         FROM new_rows
-    ) AS both_rows
-    WHERE ended_at IS NOT NULL AND started_at < sealed
+    ) AS both_rows, bridgelog_rollup_state
+    WHERE ended_at IS NOT NULL AND started_at < sealed_until
     GROUP BY 1, 2, 3, 4, 5, 6
     HAVING sum(difference) <> 0;
     RETURN NULL;
@@ -149,7 +147,7 @@ $$;
 CREATE FUNCTION bridgelog_roll_up_truncate() RETURNS trigger LANGUAGE plpgsql
 SECURITY DEFINER SET search_path FROM CURRENT AS $$
 BEGIN
-    PERFORM bridgelog_sealed_until();
+    PERFORM bridgelog_hold_sealing();
     TRUNCATE bridgelog_rollup_changes, bridgelog_rollup_buckets;
     RETURN NULL;
 END;

@@ -263,6 +263,10 @@ FILTERS: dict[str, object] = {
 CURSOR: dict[str, object] = {"cursor_started_at": datetime(2026, 2, 1, tzinfo=UTC), "cursor_id": UUID(int=9)}
 
 
+def literal(value: object) -> str:
+    return "{" + ",".join(f'"{one}"' for one in value) + "}" if isinstance(value, list) else str(value)
+
+
 async def plan_of(url: str, name: str, values: dict[str, object]) -> tuple[str, list[dict[str, Any]]]:
     """The plan that a session of the service runs, as text and as all of its nodes."""
     connection = await asyncpg.connect(url, server_settings=SESSION)
@@ -273,7 +277,7 @@ async def plan_of(url: str, name: str, values: dict[str, object]) -> tuple[str, 
         literals = await connection.fetchval(
             "SELECT string_agg(quote_literal(value), ', ' ORDER BY place) "
             "FROM unnest($1::text[]) WITH ORDINALITY AS given (value, place)",
-            [str(argument) for argument in arguments],
+            [literal(argument) for argument in arguments],
         )
         [[found]] = await connection.fetch(f"EXPLAIN (FORMAT JSON) EXECUTE asked ({literals})")
     finally:
@@ -302,6 +306,67 @@ async def test_no_page_reads_the_whole_table(shared_url: str) -> None:
         assert scans
         for node in scans:
             assert "Seq Scan" not in node["Node Type"], (values, node, text)
+
+
+# What the rollups know: each filter alone, and everything; whose buckets those are, and their levels.
+EVERYONE, ONE = UUID(int=0), UUID(int=7)
+ROLLED_UP: list[dict[str, object]] = [
+    {"scope": EVERYONE},
+    *({"scope": EVERYONE, key: FILTERS[key]} for key in ("provider", "provider_name", "model", "client")),
+    {"scope": ONE, "initiator_id": ONE},
+    {"scope": ONE, "visible_to": ONE},
+    {"scope": ONE, "visible_to": ONE, "model": "model-1", "client": "client-1"},
+]
+
+
+@pytest.fixture(scope="module")
+def sealed_url(shared_url: str, url_of: Callable[[str], str]) -> Iterator[str]:
+    """The same, all of it in the rollups."""
+    with psycopg.connect(url_of("postgres"), autocommit=True) as connection:
+        connection.execute("CREATE DATABASE explained_sealed TEMPLATE explained")
+    url = url_of("explained_sealed")
+    with psycopg.connect(url, autocommit=True) as connection:
+        for name in ("rollups/seal", "rollups/set_sealed_until", "rollups/insert_kinds", "rollups/fold"):
+            text, order = STATEMENTS[name].render(full(STATEMENTS[name]))
+            ends = {"sealed_until": "'-infinity'::timestamptz", "seal_until": "'2026-04-01Z'::timestamptz"}
+            for place, param in enumerate(order, 1):
+                text = text.replace(f"${place}", ends[param])
+            connection.execute(text.encode())
+        connection.execute("VACUUM ANALYZE")
+    yield url
+    with psycopg.connect(url_of("postgres"), autocommit=True) as connection:
+        connection.execute("DROP DATABASE explained_sealed WITH (FORCE)")
+
+
+@pytest.mark.parametrize("asked", ROLLED_UP, ids=", ".join)
+async def test_totals_and_places_come_from_the_index_of_the_buckets(sealed_url: str, asked: dict[str, object]) -> None:
+    begins, ends = datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 4, 1, tzinfo=UTC)
+    own = asked["scope"] == ONE
+    levels, units = (
+        (["own month", "own day"], ["month", "day"])
+        if own
+        else (
+            ["month", "day", "hour"],
+            ["month", "day", "hour"],
+        )
+    )
+    for name, values in (
+        (
+            "rollups/count_stretches",
+            {"level": [levels[0], ""], "begins": [begins, ends], "ends": [ends, ends]}
+            | {"whole_begins": begins, "whole_ends": ends},
+        ),
+        ("rollups/find_bucket", {"level": levels, "unit": units, "begins": begins, "ends": ends, "skip": 5}),
+    ):
+        text, nodes = await plan_of(sealed_url, name, asked | values)
+        buckets = [node for node in nodes if node.get("Relation Name") == "bridgelog_rollup_buckets"]
+        assert buckets, text
+        for node in buckets:
+            assert node["Node Type"] == "Index Only Scan", text
+            assert "starts_at" in node["Index Cond"], text
+        for node in nodes:
+            if node.get("Relation Name") == "aibridge_interceptions":
+                assert node["Node Type"] in {"Index Scan", "Index Only Scan", "Bitmap Heap Scan"}, text
 
 
 NAMES: dict[str, object] = {"scope": UUID(int=0), "level": "month", "page_size": 100, "skip": 0}

@@ -21,7 +21,7 @@ def foreign(sql: Sql, owner: Person, member: Person) -> None:
     for event in ("insert", "update", "delete", "truncate"):
         sql(f"DROP TRIGGER bridgelog_roll_up_{event} ON aibridge_interceptions")
         sql(f"DROP FUNCTION bridgelog_roll_up_{event}")
-    sql("DROP FUNCTION bridgelog_sealed_until")
+    sql("DROP FUNCTION bridgelog_hold_sealing")
     sql("DROP VIEW bridgelog_rollup_differences")
     sql("DROP TABLE bridgelog_rollup_buckets, bridgelog_rollup_kinds, bridgelog_rollup_changes, bridgelog_rollup_state")
     sql("DROP TABLE _yoyo_migration, _yoyo_log, _yoyo_version, yoyo_lock")

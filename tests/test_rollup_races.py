@@ -123,11 +123,8 @@ async def test_a_writer_whose_snapshot_is_older_than_a_sealing(
 
 @pytest.fixture
 def without_lock(sql: Sql) -> None:
-    """Writers ask up to where the rollups reach, and sealing goes on all the same."""
-    sql(
-        "CREATE OR REPLACE FUNCTION bridgelog_sealed_until() RETURNS timestamptz LANGUAGE sql"
-        " AS 'SELECT sealed_until FROM public.bridgelog_rollup_state'"
-    )
+    """Writers hold nothing, and sealing goes on all the same."""
+    sql("CREATE OR REPLACE FUNCTION bridgelog_hold_sealing() RETURNS boolean LANGUAGE sql AS 'SELECT TRUE'")
 
 
 async def write_through_a_sealing(database: Database, connect: Connect) -> bool:

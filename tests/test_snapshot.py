@@ -21,9 +21,9 @@ VALUES (gen_random_uuid(), gen_random_uuid(), 'p', 'm', now(), now())
 """
 
 
-@pytest.mark.parametrize("rolled_up", [True, False])
-async def test_what_is_recorded_between_two_statements_is_in_neither(
-    rolled_up: bool,
+@pytest.mark.parametrize("kind", ["deep", "without rollups"])
+async def test_what_is_recorded_between_two_statements_is_in_neither(  # noqa: PLR0917 - fixtures
+    kind: str,
     client: Client,
     owner: Person,
     record: Callable[..., Any],
@@ -31,7 +31,7 @@ async def test_what_is_recorded_between_two_statements_is_in_neither(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     await record()
-    if rolled_up:
+    if kind == "deep":
         monkeypatch.setattr(totals, "_DEEP", 0)
     else:
         client.app[DATABASE].rolled_up = False
