@@ -73,6 +73,27 @@ def test_a_required_parameter_may_be_null() -> None:
     assert arguments == [None, 2]
 
 
+def test_two_statements_run_as_one() -> None:
+    one = statements.parse(
+        "a/count",
+        "-- count: how many.\n-- param   since  date  from when\n-- result  one  total bigint\n-- index   none\nSELECT count(*) AS total FROM t WHERE at >= :since",
+    )
+    many = statements.parse("tools/list_errors", GOOD)
+    text, arguments = one.beside({"since": 1}, many, {"since": 2, "tool": "x", "page_size": 3})
+    assert text.startswith(
+        "SELECT one.total, many.id, many.tool FROM (\nSELECT count(*) AS total FROM t WHERE at >= $1\n) AS one"
+    )
+    assert "at::date >= $2\n    AND tool = $3" in text
+    assert text.endswith("LIMIT $4\n) AS many ON TRUE")
+    assert arguments == [1, 2, "x", 3]
+    # Another set of optional parameters is another text.
+    text, arguments = one.beside({"since": 1}, many, {"since": 2, "page_size": 3})
+    assert "AND NOT hidden" in text
+    assert arguments == [1, 2, 3]
+    with pytest.raises(TypeError, match="page_size"):
+        one.beside({"since": 1}, many, {"since": 2})
+
+
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
