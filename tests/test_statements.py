@@ -73,16 +73,22 @@ def test_a_required_parameter_may_be_null() -> None:
     assert arguments == [None, 2]
 
 
+COUNT = """\
+-- count: how many.
+--
+-- param   since  date  from when
+-- result  one  total bigint
+-- index   none
+SELECT count(*) AS total FROM errors WHERE at >= :since
+"""
+
+
 def test_two_statements_run_as_one() -> None:
-    one = statements.parse(
-        "a/count",
-        "-- count: how many.\n-- param   since  date  from when\n-- result  one  total bigint\n-- index   none\nSELECT count(*) AS total FROM t WHERE at >= :since",
-    )
+    one = statements.parse("tools/count", COUNT)
     many = statements.parse("tools/list_errors", GOOD)
     text, arguments = one.beside({"since": 1}, many, {"since": 2, "tool": "x", "page_size": 3})
-    assert text.startswith(
-        "SELECT one.total, many.id, many.tool FROM (\nSELECT count(*) AS total FROM t WHERE at >= $1\n) AS one"
-    )
+    assert text.startswith("SELECT one.total, many.id, many.tool FROM (\nSELECT count(*) AS total FROM errors")
+    assert "at >= $1\n) AS one LEFT JOIN (" in text
     assert "at::date >= $2\n    AND tool = $3" in text
     assert text.endswith("LIMIT $4\n) AS many ON TRUE")
     assert arguments == [1, 2, "x", 3]
