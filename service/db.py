@@ -67,7 +67,7 @@ class _TooMuch(Exception):
     """A statement answers with more JSON than may be held."""
 
 
-class _Raw(asyncpg.Connection[Any]):
+class _Raw(asyncpg.Connection):
     """The driver's, which counts the JSON that a statement answers with."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
@@ -297,7 +297,7 @@ class Database:
             except BaseException as problem:
                 if isinstance(problem.__cause__, asyncpg.ReadOnlySQLTransactionError):
                     # The server may not be the primary any more: a new connection looks for it again.
-                    raw.terminate()
+                    _cut(raw)
                 else:
                     await _roll_back(raw, transaction)
                 raise
@@ -450,12 +450,16 @@ async def listen(url: str, channel: str) -> AsyncIterator[Callable[[], Awaitable
 
 async def _roll_back(raw: asyncpg.pool.PoolConnectionProxy[Any], transaction: asyncpg.transaction.Transaction) -> None:
     """End a transaction whose block raised, which says more than whatever happens here."""
-    if raw.is_closed():
-        return
     try:
         async with asyncio.timeout(_PARTING):
             await transaction.rollback()
     except _GONE:
+        _cut(raw)
+
+
+def _cut(raw: asyncpg.pool.PoolConnectionProxy[Any]) -> None:
+    """Let the pool open another connection in its place."""
+    with suppress(asyncpg.InterfaceError):  # it is closed already
         raw.terminate()
 
 
@@ -463,7 +467,7 @@ async def _prepare(raw: _Raw) -> None:
     # JSON that PostgreSQL composed goes to the socket as it came: bytes, neither decoded nor parsed.
     await raw.set_type_codec("json", schema="pg_catalog", encoder=bytes, decoder=raw.answered.take, format="binary")
     # The driver has no setting for it.
-    connected = cast("Any", raw)._transport.get_extra_info("socket")
+    connected = cast("Any", raw)._transport.get_extra_info("socket")  # noqa: SLF001  # nor a way to its socket
     if connected is not None and connected.family != socket.AF_UNIX and hasattr(socket, "TCP_USER_TIMEOUT"):
         # A host that has lost its power, or its network, says nothing: the kernel finds that out.
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(_UNACKNOWLEDGED * 1000))

@@ -196,7 +196,7 @@ class DatabaseUnavailable(Refusal):
 
 
 class ConnectionLost(DatabaseUnavailable):
-    """The connection to the database was lost. Please try again shortly."""
+    """The database is unavailable. Please try again shortly."""
 
 
 class Overloaded(Refusal):
