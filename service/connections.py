@@ -103,6 +103,11 @@ class Connection(web.RequestHandler):
         if request is not None and request.method in SAFE and task is not None:
             task.cancel()
 
+    def log_exception(self, *args: Any, **kw: Any) -> None:
+        """An exception outside of any request; one that comes of a client who has gone is none."""
+        if self._wire is not None:
+            super().log_exception(*args, **kw)
+
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:

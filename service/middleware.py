@@ -96,8 +96,11 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
 
 
 def _bounded(request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
-    """The answer, if it may be held until the client has taken it: sending, which counts it, comes next."""
-    body = response.body if isinstance(response, web.Response) else None
+    """The answer, if it may be held until the client has taken it: sending, which counts it, comes next.
+
+    What was recorded is told in any case: nobody is to send it again for want of room.
+    """
+    body = response.body if isinstance(response, web.Response) and request.method in _SAFE else None
     if isinstance(body, bytes) and not request.app[HELD].has_room(len(body)):
         raise errors.Overloaded("Too many large bodies and answers are under way.", retry_after=1)
     return response

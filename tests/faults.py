@@ -35,9 +35,9 @@ from service.server import serve
 from service.settings import Settings
 
 try:
-    import uvloop
+    from uvloop import new_event_loop
 except ImportError:  # there is none for this platform
-    uvloop = None  # type: ignore[assignment]
+    from asyncio import new_event_loop  # type: ignore[assignment]  # of the same kind
 
 PATIENCE = 90.0
 # No request of these tests may take longer: whoever waits longer fails.
@@ -201,7 +201,7 @@ def socket_of(url: str) -> Path:
 
 
 def _serving(settings: Settings, url: str, pipe: Pipe) -> None:
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop if uvloop else None) as runner:
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
         runner.run(
             serve(
                 build_app(settings, database_url=url),
