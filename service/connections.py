@@ -105,7 +105,7 @@ class Connection(web.RequestHandler):
 
     def log_exception(self, *args: Any, **kw: Any) -> None:
         """An exception outside of any request; one that comes of a client who has gone is none."""
-        if self._wire is not None:
+        if self.transport is not None:
             super().log_exception(*args, **kw)
 
     async def finish_response(

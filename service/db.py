@@ -290,10 +290,12 @@ class Database:
     async def _transaction(self, *, isolation: Any, readonly: bool) -> AsyncIterator[Connection]:
         async with self._shared.connection() as raw:
             transaction = raw.transaction(isolation=isolation, readonly=readonly)
-            with _translated():
-                await transaction.start()
             try:
+                with _translated():
+                    await transaction.start()
                 yield Connection(raw, self._statements, self._hints, most=self._max_page if readonly else None)
+                with _translated():
+                    await transaction.commit()
             except BaseException as problem:
                 if isinstance(problem.__cause__, asyncpg.ReadOnlySQLTransactionError):
                     # The server may not be the primary any more: a new connection looks for it again.
@@ -301,8 +303,6 @@ class Database:
                 else:
                     await _roll_back(raw, transaction)
                 raise
-            with _translated():
-                await transaction.commit()
 
     async def close(self) -> None:
         """Close every connection; those in use are waited for, a few seconds long."""
@@ -449,11 +449,11 @@ async def listen(url: str, channel: str) -> AsyncIterator[Callable[[], Awaitable
 
 
 async def _roll_back(raw: asyncpg.pool.PoolConnectionProxy[Any], transaction: asyncpg.transaction.Transaction) -> None:
-    """End a transaction whose block raised, which says more than whatever happens here."""
+    """End a transaction in which something was raised, which says more than whatever happens here."""
     try:
         async with asyncio.timeout(_PARTING):
             await transaction.rollback()
-    except _GONE:
+    except _GONE:  # also where its beginning or its commit was given up half-way
         _cut(raw)
 
 

@@ -72,7 +72,7 @@ def read() -> Settings:
                 pool_timeout=env.float("POOL_TIMEOUT", 5.0, validate=Range(min=0.001)),
                 statement_timeout=env.float("STATEMENT_TIMEOUT", 30.0, validate=Range(min=0.001)),
                 lock_timeout=env.float("LOCK_TIMEOUT", 10.0, validate=Range(min=0.001)),
-                request_timeout=env.float("REQUEST_TIMEOUT", 60.0, validate=Range(min=0.001)),
+                request_timeout=env.float("REQUEST_TIMEOUT", 50.0, validate=Range(min=0.001)),
                 head_timeout=env.float("HEAD_TIMEOUT", 10.0, validate=Range(min=0.001)),
                 send_timeout=env.float("SEND_TIMEOUT", 60.0, validate=Range(min=0.001)),
                 max_connections=env.int("MAX_CONNECTIONS", 900, validate=Range(1, 1_000_000)),

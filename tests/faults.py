@@ -39,6 +39,7 @@ try:
 except ImportError:  # there is none for this platform
     from asyncio import new_event_loop  # type: ignore[assignment]  # of the same kind
 
+LOOPS = [asyncio.new_event_loop, new_event_loop]
 PATIENCE = 90.0
 # No request of these tests may take longer: whoever waits longer fails.
 REQUEST_BOUND = 60.0

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
@@ -14,13 +15,13 @@ from urllib.parse import urlsplit
 
 import psycopg
 import pytest
-from conftest import API, MakeClient, Person, interception
-from faults import Wire, socket_of, until
+from conftest import API, Person, interception
+from faults import LOOPS, Wire, socket_of, until
 from recorder import ndjson, whole
 from rows import Sql, put
 from test_http import Answer, Socket, envelope, read_answer
 
-from service import connections, db, server
+from service import auth, connections, db, server, statements
 from service.app import build_app
 from service.context import HELD
 from service.settings import Settings
@@ -158,7 +159,7 @@ async def test_a_commit_whose_answer_is_lost_can_be_sent_again(
     http = await start(f"postgresql://bridgelog@127.0.0.1:{wire.port}{urlsplit(database_url).path}")
     body = whole()
     assert (await http.get(f"{API}/models", owner)).status == 200  # signed in, which notes when
-    wire.last_word = b"COMMIT"
+    wire.last_word = b"COMMIT;"
     answer = await post(http, owner, body)
     envelope(answer, 503, UNAVAILABLE)
     assert int(answer.headers["retry-after"]) > 0
@@ -247,12 +248,19 @@ async def test_a_body_of_a_byte_now_and_then_is_ended(start: Start, owner: Perso
 # -- overload --------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def trusting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has signed in once stays so, and waits for no connection for that."""
+    monkeypatch.setattr(auth, "_TRUSTED_SECONDS", 600)
+
+
 async def crowd(http: Socket, owner: Person, number: int) -> list[asyncio.Task[Answer]]:
     """So many who want a page; the first has signed in for all."""
     assert (await http.get(f"{API}/log-requests", owner)).status == 200
     return [asyncio.create_task(http.get(f"{API}/interceptions", owner)) for _ in range(number)]
 
 
+@pytest.mark.usefixtures("trusting")
 async def test_who_would_wait_behind_too_many_is_refused_at_once(
     start: Start, owner: Person, database_url: str
 ) -> None:
@@ -270,6 +278,7 @@ async def test_who_would_wait_behind_too_many_is_refused_at_once(
     assert Counter(answer.status for answer in await asyncio.gather(*asking)) == {200: 5, 503: 15}
 
 
+@pytest.mark.usefixtures("trusting")
 async def test_with_room_to_wait_nobody_is_refused(start: Start, owner: Person, database_url: str, sql: Sql) -> None:
     http = await start(pool_size=2, max_waiting=18)
     with locked(database_url):
@@ -278,6 +287,7 @@ async def test_with_room_to_wait_nobody_is_refused(start: Start, owner: Person, 
     assert {answer.status for answer in await asyncio.gather(*asking)} == {200}
 
 
+@pytest.mark.usefixtures("trusting")
 async def test_nobody_waits_for_ever(start: Start, owner: Person, database_url: str, sql: Sql) -> None:
     http = await start(pool_size=1, pool_timeout=0.3)
     with locked(database_url):
@@ -499,14 +509,13 @@ async def test_where_there_is_room_none_is_refused(start: Start, owner: Person) 
 # -- hosts -----------------------------------------------------------------------------------------------------------
 
 
-async def test_the_first_host_that_answers_is_taken(
-    start: Start, owner: Person, database_url: str, make_client: MakeClient
-) -> None:
+async def test_the_first_host_that_answers_is_taken(start: Start, owner: Person, database_url: str) -> None:
     wire = Wire(socket_of(database_url))
     await wire.mend()
     # One that takes connections and says nothing, and one that refuses them.
-    silent = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
-    closed = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
+    loop = asyncio.get_running_loop()
+    silent = await loop.create_server(asyncio.Protocol, "127.0.0.1", 0)
+    closed = await loop.create_server(asyncio.Protocol, "127.0.0.1", 0)
     ports = [one.sockets[0].getsockname()[1] for one in (silent, closed)]
     closed.close()
     hosts = ",".join(f"127.0.0.1:{port}" for port in (*ports, wire.port))
@@ -516,3 +525,26 @@ async def test_the_first_host_that_answers_is_taken(
     await wire.cut()
     envelope(await http.get("/readyz"), 503)
     silent.close()
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="Linux has it")
+@pytest.mark.parametrize("make_loop", LOOPS)
+def test_the_kernel_gives_up_a_host_that_acknowledges_nothing(
+    make_loop: Callable[[], asyncio.AbstractEventLoop], database_url: str, settings: Settings
+) -> None:
+    async def ask() -> int:
+        wire = Wire(socket_of(database_url))
+        await wire.mend()
+        url = f"postgresql://bridgelog@127.0.0.1:{wire.port}{urlsplit(database_url).path}"
+        database = await db.connect(settings, url, statements.load())
+        try:
+            async with database._shared.connection() as raw:
+                connected = cast("Any", raw)._transport.get_extra_info("socket")
+                found: int = connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+                return found
+        finally:
+            await database.close()
+            await wire.cut()
+
+    with asyncio.Runner(loop_factory=make_loop) as runner:
+        assert runner.run(ask()) == 10_000

@@ -192,6 +192,28 @@ async def test_nothing_is_lost_by(fault: Fault, postgres: Postgres, service: Ser
     check_ledger(clients.ledger, postgres)
 
 
+async def test_the_ledger_notices(postgres: Postgres, service: Served, token: str) -> None:
+    async with Clients(service, token) as clients:
+        await clients.go_on()
+    check_ledger(clients.ledger, postgres)
+    doubled = (
+        f"INSERT INTO aibridge_model_thoughts VALUES ('{next(iter(clients.ledger.acknowledged))}', 'x', '{{}}', now())"
+    )
+    thinned = "DELETE FROM aibridge_user_prompts WHERE id = (SELECT id FROM aibridge_user_prompts LIMIT 1)"
+    wrong = "UPDATE bridgelog_rollup_buckets SET interceptions = interceptions + 1"
+    for harm, amends in (
+        (doubled, "DELETE FROM aibridge_model_thoughts WHERE content = 'x'"),
+        (wrong, wrong.replace("+", "-")),
+        (thinned, ""),
+    ):
+        check_ledger(clients.ledger, postgres)
+        postgres.ask(harm)
+        with pytest.raises(AssertionError):
+            check_ledger(clients.ledger, postgres)
+        if amends:
+            postgres.ask(amends)
+
+
 # -- a full disk -----------------------------------------------------------------------------------------------------
 
 

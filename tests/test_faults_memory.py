@@ -8,7 +8,6 @@ import os
 import sys
 from collections import Counter
 from dataclasses import replace
-from typing import cast
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -26,11 +25,12 @@ pytestmark = [
 MIB = 1024 * 1024
 
 
-async def connect(stack: contextlib.AsyncExitStack, service: Served) -> asyncio.StreamWriter:
+async def connect(stack: contextlib.AsyncExitStack, service: Served) -> asyncio.Transport:
     """A connection, cut at the end."""
-    _, writer = await asyncio.open_connection("127.0.0.1", urlsplit(service.root).port)
-    stack.callback(writer.transport.abort)
-    return writer
+    port = urlsplit(service.root).port or 0
+    transport, _ = await asyncio.get_running_loop().create_connection(asyncio.Protocol, "127.0.0.1", port)
+    stack.callback(transport.abort)
+    return transport
 
 
 async def pages(service: Served, person: Person, number: int) -> Counter[int]:
@@ -54,8 +54,8 @@ async def test_five_hundred_slow_connections_stop_nobody(
         slow = [await connect(stack, service) for _ in range(500)]
         head = b"GET /healthz HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 60
         for sent in range(20):
-            for writer in slow:
-                writer.write(head[sent : sent + 1])
+            for client in slow:
+                client.write(head[sent : sent + 1])
             assert await pages(service, owner, 10) == {200: 10}
         print(f"500 connections, a byte each now and then: {(service.memory - before) // 1024} KiB")
         assert service.memory - before < 100 * MIB
@@ -67,9 +67,9 @@ async def peak(settings: Settings, database_url: str, owner: Person) -> int:
         await pages(service, owner, 20)
         before = service.memory
         for _ in range(40):
-            writer = await connect(stack, service)
-            cast("asyncio.Transport", writer.transport).pause_reading()
-            writer.write(
+            client = await connect(stack, service)
+            client.pause_reading()
+            client.write(
                 f"GET {API}/interceptions HTTP/1.1\r\nHost: x\r\nCoder-Session-Token: {owner.token}\r\n\r\n".encode()
             )
             assert await pages(service, owner, 1) == {200: 1}
