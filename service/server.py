@@ -119,8 +119,8 @@ class Protocol(Connection):
         message: str | None = None,  # the parser's text quotes what it could not read
     ) -> web.StreamResponse:
         """The answer to a request that never reached the application; the connection closes after it."""
-        if request.writer.output_size > 0:
-            raise ConnectionError
+        if request.writer.output_size > 0 or isinstance(exc, ConnectionError):
+            raise ConnectionError  # the client has gone: nobody is left to answer
         refusal: errors.Refusal
         if isinstance(exc, LineTooLong):
             refusal = errors.HeadersTooLarge(f"The limit is {_MAX_LINE} bytes a line.")

@@ -326,10 +326,26 @@ async def test_without_that_it_would_go_on(
         assert active(sql) == 1
 
 
+async def test_a_recorder_who_goes_in_the_middle_of_a_body_is_no_defect(
+    start: Start, owner: Person, sql: Sql, capfd: pytest.CaptureFixture[str]
+) -> None:
+    http = await start()
+    for _ in range(5):
+        async with http.connection() as (_, writer):
+            writer.write(request("POST", f"{API}/interceptions", owner, length=1000) + b"{")
+            await writer.drain()
+            await asyncio.sleep(0.05)
+        assert (await http.get(f"{API}/models", owner)).status == 200
+    assert sql("SELECT count(*) FROM aibridge_interceptions") == [(0,)]
+    assert "unforeseen" not in "".join(capfd.readouterr())
+
+
+@pytest.mark.usefixtures("trusting")
 async def test_what_a_recorder_who_has_gone_has_sent_is_stored(
     start: Start, owner: Person, database_url: str, sql: Sql
 ) -> None:
     http = await start()
+    assert (await http.get(f"{API}/models", owner)).status == 200  # signed in: what is active then is the recording
     text = json.dumps(whole()).encode()
     with locked(database_url):
         async with http.connection() as (_, writer):

@@ -197,7 +197,8 @@ async def test_the_ledger_notices(postgres: Postgres, service: Served, token: st
         await clients.go_on()
     check_ledger(clients.ledger, postgres)
     doubled = (
-        f"INSERT INTO aibridge_model_thoughts VALUES ('{next(iter(clients.ledger.acknowledged))}', 'x', '{{}}', now())"
+        "INSERT INTO aibridge_model_thoughts (interception_id, content, created_at)"
+        " SELECT id, 'x', started_at FROM aibridge_interceptions LIMIT 1"
     )
     thinned = "DELETE FROM aibridge_user_prompts WHERE id = (SELECT id FROM aibridge_user_prompts LIMIT 1)"
     wrong = "UPDATE bridgelog_rollup_buckets SET interceptions = interceptions + 1"
