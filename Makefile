@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test soak lint lint-deploy format bench secrets clean
+.PHONY: help run test test-faults soak lint lint-deploy format bench secrets clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -27,6 +27,9 @@ run: .venv/.run ## start the service on http://127.0.0.1:8080, with its own Post
 
 test: .venv/.dev ## run the tests, each worker on a PostgreSQL of its own; ARGS="-x -k search", WORKERS=0 for a debugger
 	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadgroup $(ARGS)
+
+test-faults: .venv/.dev ## every failure of the database and of clients under load, five minutes; root can fill a disk as well
+	BRIDGELOG_TEST_FAULTS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 2 tests/test_faults.py tests/test_faults_database.py tests/test_faults_memory.py $(ARGS)
 
 soak: .venv/.dev ## the tests of many writers at once, a minute each
 	BRIDGELOG_TEST_SOAK=1 $(BIN)/python -m pytest -n 0 tests/test_concurrency.py tests/test_rollups.py tests/test_rollup_races.py

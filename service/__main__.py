@@ -411,7 +411,7 @@ def _at_length(work: Callable[[db.Database], Awaitable[T]]) -> T:
     if settings.schema == "foreign":
         raise click.ClickException("BRIDGELOG_SCHEMA=foreign: a database of another system has no rollups")
     with _current_database(settings) as (url, _), _told():
-        return _run(_with(replace(settings, statement_timeout=_DAY_SECONDS), url, work))
+        return _run(_with(replace(settings, statement_timeout=_DAY_SECONDS, lock_timeout=_DAY_SECONDS), url, work))
 
 
 async def _first_owner(database: db.Database) -> str | None:

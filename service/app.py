@@ -11,7 +11,8 @@ from aiohttp import web
 
 from service import db, middleware, openapi, routes, statements
 from service.auth import Authenticator
-from service.context import AUTHENTICATOR, DATABASE, LIFECYCLE, METRICS, OPENAPI, SETTINGS, Lifecycle
+from service.context import AUTHENTICATOR, DATABASE, HELD, LIFECYCLE, METRICS, OPENAPI, SETTINGS, Lifecycle
+from service.held import Held
 from service.metrics import Metrics
 from service.settings import Settings
 from service.switch import follow_request_logging
@@ -32,6 +33,7 @@ def build_app(settings: Settings, *, database_url: str) -> web.Application:
     app[SETTINGS] = settings
     app[LIFECYCLE] = Lifecycle()
     app[OPENAPI] = openapi.document_text()
+    app[HELD] = Held(settings.max_held)
     loaded = statements.load()
 
     async def connections(app: web.Application) -> AsyncIterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hmac
 import re
 import time
@@ -121,8 +122,7 @@ class Authenticator:
             )
         token_id, hashed_secret = parts
         seen_at = time.monotonic()
-        async with self._database.connection() as connection:
-            token = await tokens.find(connection, token_id=token_id)
+        token = await self._database.read(functools.partial(tokens.find, token_id=token_id))
         # An unknown id costs the same comparison as a wrong secret, and is answered with the same words.
         genuine = hmac.compare_digest(hashed_secret, token.hashed_secret if token else bytes(len(hashed_secret)))
         if token is None or not genuine:

@@ -8,6 +8,7 @@ from aiohttp import web
 
 from service.auth import Authenticator, Caller
 from service.db import Database
+from service.held import Held, Share
 from service.metrics import Metrics
 from service.settings import Settings
 
@@ -24,10 +25,12 @@ DATABASE = web.AppKey("database", Database)
 AUTHENTICATOR = web.AppKey("authenticator", Authenticator)
 METRICS = web.AppKey("metrics", Metrics)
 OPENAPI = web.AppKey("openapi", bytes)
+HELD = web.AppKey("held", Held)
 LIFECYCLE = web.AppKey("lifecycle", Lifecycle)
 
 CALLER = web.RequestKey("caller", Caller)
 REQUEST_ID = web.RequestKey("request_id", str)
+SHARE = web.RequestKey("share", Share)
 
 
 def caller(request: web.Request) -> Caller:

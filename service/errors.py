@@ -123,7 +123,7 @@ class RequestLoggingHidden(Refusal):
     status = 403
 
 
-# -- 404, 405, 409, 413, 431 -----------------------------------------------------------------------------------------
+# -- 404, 405, 408, 409, 413, 431 --------------------------------------------------------------------------------------
 
 
 class UnknownPath(Refusal):
@@ -162,6 +162,12 @@ class UserExists(Refusal):
     status = 409
 
 
+class RequestTooSlow(Refusal):
+    """The request took too long to arrive."""
+
+    status = 408
+
+
 class BodyTooLarge(Refusal):
     """Request body is too large."""
 
@@ -185,6 +191,16 @@ class InternalError(Refusal):
 
 class DatabaseUnavailable(Refusal):
     """The database is unavailable. Please try again shortly."""
+
+    status = 503
+
+
+class ConnectionLost(DatabaseUnavailable):
+    """The database is unavailable. Please try again shortly."""
+
+
+class Overloaded(Refusal):
+    """The service has more to do than it can take on. Please try again shortly."""
 
     status = 503
 
@@ -223,6 +239,10 @@ class Contention(Refusal):
     """The database could not settle writes that met. Please try again."""
 
     status = 503
+
+
+class LockedOut(Contention):
+    """Another transaction kept what this call needs for too long. Please try again."""
 
 
 # What the database refuses by a constraint, told as the refusal that it means.

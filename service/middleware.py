@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 import uuid
@@ -14,8 +15,8 @@ from aiohttp import web
 from service import errors
 from service.answers import envelope, json_answer
 from service.auth import presented_token
-from service.context import AUTHENTICATOR, CALLER, METRICS, REQUEST_ID
-from service.routes import PREFIXES, label
+from service.context import AUTHENTICATOR, CALLER, HELD, METRICS, REQUEST_ID, SETTINGS, SHARE
+from service.routes import ENDLESS, PREFIXES, label
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -35,8 +36,12 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
     request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
     request[REQUEST_ID] = request_id
     began = time.perf_counter()
+    share = request[SHARE] = request.app[HELD].share()
     with structlog.contextvars.bound_contextvars(request_id=request_id):
-        response = await _answered(request, handler)
+        try:
+            response = await _answered(request, handler)
+        finally:
+            share.give_back()
         # Kept by the answer itself, so that a streamed one has it too.
         response.headers["X-Request-Id"] = request_id
         took = time.perf_counter() - began
@@ -71,8 +76,14 @@ async def without_banner(request: web.Request, response: web.StreamResponse) -> 
 
 
 async def _answered(request: web.Request, handler: Handler) -> web.StreamResponse:
+    limit = None if request.match_info.handler in ENDLESS else request.app[SETTINGS].request_timeout
     try:
-        return await handler(request)
+        async with asyncio.timeout(limit) as bound:
+            return _bounded(request, await handler(request))
+    except TimeoutError:
+        if not bound.expired():
+            raise
+        return refused(_late(request))
     except errors.Refusal as refusal:
         return refused(refusal)
     except web.HTTPException as raised:
@@ -84,6 +95,24 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
         return refused(errors.InternalError(f"The log tells more under request id {request[REQUEST_ID]}."))
 
 
+def _bounded(request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
+    """The answer, if it may be held until the client has taken it: sending, which counts it, comes next.
+
+    What was recorded is told in any case: nobody is to send it again for want of room.
+    """
+    body = response.body if isinstance(response, web.Response) and request.method in _SAFE else None
+    if isinstance(body, bytes) and not request.app[HELD].has_room(len(body)):
+        raise errors.Overloaded("Too many large bodies and answers are under way.", retry_after=1)
+    return response
+
+
+def _late(request: web.Request) -> errors.Refusal:
+    """What a request over its time is answered: whose time it was."""
+    if request.can_read_body and not request.content.at_eof():
+        return errors.RequestTooSlow("Its body did not arrive in time.")
+    return errors.TookTooLong(retry_after=10)
+
+
 def refused(refusal: errors.Refusal, headers: dict[str, str] | None = None) -> web.Response:
     """A refusal as an answer."""
     headers = dict(headers or {})
@@ -92,7 +121,7 @@ def refused(refusal: errors.Refusal, headers: dict[str, str] | None = None) -> w
     if refusal.status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"
     answer = json_answer(envelope(refusal), status=refusal.status, headers=headers)
-    if isinstance(refusal, errors.MalformedRequest):
+    if isinstance(refusal, errors.MalformedRequest | errors.RequestTooSlow):
         answer.force_close()  # where the next request would begin is not known
     return answer
 

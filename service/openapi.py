@@ -132,9 +132,18 @@ class Call:
 
 
 _EVERYWHERE = (errors.MalformedRequest, errors.HeadersTooLarge, errors.InternalError)
-_SIGNED_IN = (errors.SignedOut, errors.DatabaseUnavailable, errors.SchemaBehind, errors.TookTooLong, errors.TooLarge)
+_SIGNED_IN = (
+    errors.SignedOut,
+    errors.DatabaseUnavailable,
+    errors.ConnectionLost,
+    errors.Overloaded,
+    errors.LockedOut,
+    errors.SchemaBehind,
+    errors.TookTooLong,
+    errors.TooLarge,
+)
 _READING = (errors.InvalidQueryParameters, errors.InvalidLimit)
-_WRITING = (errors.InvalidJSON, errors.InvalidBody, errors.BodyTooLarge, errors.ReadOnlyDatabase)
+_WRITING = (errors.InvalidJSON, errors.InvalidBody, errors.RequestTooSlow, errors.BodyTooLarge, errors.ReadOnlyDatabase)
 _RECORDING = (errors.RecordingForbidden, *_WRITING, errors.Contention)
 # What no call does: a path, or a method, that is not in the route table.
 _NO_CALL = (errors.UnknownPath, errors.MethodNotAllowed)
@@ -214,7 +223,7 @@ CALLS: Mapping[Handler, Call] = {
     importing.import_interceptions: Call(
         "Recording",
         {200: Answer("The stream was read to its end.", Content(shapes.ImportReport))},
-        (errors.RecordingForbidden, errors.ReadOnlyDatabase, errors.Contention),
+        (errors.RecordingForbidden, errors.RequestTooSlow, errors.ReadOnlyDatabase, errors.Contention),
         body=(
             Content(
                 {"type": "string", "description": "One interception a line, each with its `ended_at`."},
@@ -251,7 +260,7 @@ CALLS: Mapping[Handler, Call] = {
     operations.readyz: Call(
         "Operations",
         {200: Answer("It is ready.", Content(shapes.Status))},
-        (errors.NotReady, errors.SchemaBehind, errors.TookTooLong, errors.TooLarge),
+        (errors.NotReady, errors.Overloaded, errors.SchemaBehind, errors.TookTooLong, errors.TooLarge),
     ),
     operations.metrics: Call(
         "Operations", {200: Answer("The metrics.", Content({"type": "string"}, media_type="text/plain"))}

@@ -36,7 +36,16 @@ class Settings:
     member_read: Literal["own", "none"]
     max_body: int
     pool_size: int
+    max_waiting: int
+    pool_timeout: float
     statement_timeout: float
+    lock_timeout: float
+    request_timeout: float
+    head_timeout: float
+    send_timeout: float
+    max_connections: int
+    max_page: int
+    max_held: int
     drain_seconds: float
     shutdown_timeout: float
     log_format: Literal["auto", "json", "console"]
@@ -59,7 +68,16 @@ def read() -> Settings:
                 member_read=cast("Literal['own', 'none']", _choice(env, "MEMBER_READ", "own", "none")),
                 max_body=env.int("MAX_BODY", 16 * MIB, validate=Range(min=1024)),
                 pool_size=env.int("POOL_SIZE", 10, validate=Range(1, 1000)),
+                max_waiting=env.int("MAX_WAITING", 200, validate=Range(0, 100_000)),
+                pool_timeout=env.float("POOL_TIMEOUT", 5.0, validate=Range(min=0.001)),
                 statement_timeout=env.float("STATEMENT_TIMEOUT", 30.0, validate=Range(min=0.001)),
+                lock_timeout=env.float("LOCK_TIMEOUT", 10.0, validate=Range(min=0.001)),
+                request_timeout=env.float("REQUEST_TIMEOUT", 50.0, validate=Range(min=0.001)),
+                head_timeout=env.float("HEAD_TIMEOUT", 10.0, validate=Range(min=0.001)),
+                send_timeout=env.float("SEND_TIMEOUT", 60.0, validate=Range(min=0.001)),
+                max_connections=env.int("MAX_CONNECTIONS", 900, validate=Range(1, 1_000_000)),
+                max_page=env.int("MAX_PAGE", 32 * MIB, validate=Range(min=1024)),
+                max_held=env.int("MAX_HELD", 128 * MIB, validate=Range(min=1024)),
                 drain_seconds=env.float("DRAIN_SECONDS", 1.0, validate=Range(min=0)),
                 shutdown_timeout=env.float("SHUTDOWN_TIMEOUT", 30.0, validate=Range(min=0)),
                 log_format=cast(

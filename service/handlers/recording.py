@@ -12,7 +12,7 @@ from aiohttp import web
 from service import errors
 from service.answers import json_answer, json_text
 from service.bodies import load_body
-from service.context import DATABASE, METRICS, SETTINGS, caller
+from service.context import DATABASE, METRICS, SETTINGS, SHARE, caller
 from service.db import Connection
 from service.schemas import records
 from service.store import interceptions, recording, users
@@ -97,7 +97,7 @@ async def _record_children(request: web.Request, kind: Kind) -> web.Response:
 async def _load(request: web.Request, load: Callable[[object], T]) -> T:
     if not caller(request).can_record:
         raise errors.RecordingForbidden
-    return await load_body(request, load, most=request.app[SETTINGS].max_body)
+    return await load_body(request, load, most=request.app[SETTINGS].max_body, share=request[SHARE])
 
 
 def _interception_id(request: web.Request) -> UUID:
