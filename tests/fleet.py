@@ -43,8 +43,8 @@ class Replica:
 
     database_url: str
     log: Path
+    drain_seconds: float
     port: int = field(default_factory=free_port)
-    drain_seconds: float = 0.3
     process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -144,9 +144,9 @@ def proxied(
 
 
 @contextlib.contextmanager
-def upstream(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[int]:
+def upstream(handler: type[http.server.BaseHTTPRequestHandler], port: int = 0) -> Iterator[int]:
     """The port of a server whose requests `handler` answers, each on a thread of its own."""
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", port), handler) as server:
         server.daemon_threads = True
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -189,8 +189,10 @@ class Caller:
         told = {name.lower(): value for name, value in answer.getheaders()}
         return answer.status, json.loads(text) if text else None, told
 
-    def close(self) -> None:
-        """Close the connection."""
+    def __enter__(self) -> Caller:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._connection.close()
 
 
@@ -209,8 +211,8 @@ class Ledger:
 class Load:
     """Callers that read and record without a pause, until the block ends.
 
-    Each records interceptions with ids, their token usages with ids, prompts without ids but with a text that is theirs alone,
-    and ends; and reads a page in between.
+    Each records interceptions and token usages with ids, prompts without ids but with a text that is theirs alone, and ends;
+    and reads a page in between.
     """
 
     def __init__(self, port: int, person: Person, *, callers: int = 8) -> None:
@@ -237,12 +239,12 @@ class Load:
             assert self._moved.wait_for(lambda: self.ledger.done["rounds"] >= wanted, timeout=4 * PATIENCE)
 
     def _work(self, caller: Caller) -> None:
-        while not self._stopping.is_set():
-            self._round(caller)
-            with self._moved:
-                self.ledger.done["rounds"] += 1
-                self._moved.notify_all()
-        caller.close()
+        with caller:
+            while not self._stopping.is_set():
+                self._round(caller)
+                with self._moved:
+                    self.ledger.done["rounds"] += 1
+                    self._moved.notify_all()
 
     def _round(self, caller: Caller) -> None:
         ledger, body, usage, text = self.ledger, running(), token_usage(), uuid4().hex

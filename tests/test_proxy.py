@@ -1,6 +1,6 @@
 """Replicas behind nginx, as deployed: what callers notice while one ends, dies or comes back; and slow callers.
 
-Where the database's own processes matter, the replicas are processes of the command line; nothing here is a stand-in, save the
+The replicas are processes of the command line, nginx runs with the configuration that is deployed. Stand-ins are only the
 upstreams that lose an answer, or tell what reached them.
 """
 
@@ -30,22 +30,23 @@ from recorder import ndjson, running, thought, token_usage, tool_usage, user_pro
 from service import errors, routes
 
 Sql = Callable[..., list[tuple[Any, ...]]]
-StartReplica = Callable[[], Replica]
+StartReplica = Callable[..., Replica]
 
 SLOW = 500
 SOAK = os.environ.get("BRIDGELOG_TEST_SOAK") == "1"
 # What the retrying location adds; taken away, a POST is sent once.
+WAITING = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND application_name = 'bridgelog'"
 TWICE = ("error timeout non_idempotent;", "error timeout;")
 KEY = ("proxy_set_header Idempotency-Key $recording_key;", "")
 
 
 @pytest.fixture
 def replica(database_url: str, tmp_path: Path) -> Iterator[StartReplica]:
-    """Start a replica on this test's database."""
+    """Start a replica on this test's database: `replica()`, or one that drains longer."""
     started: list[Replica] = []
 
-    def start() -> Replica:
-        one = Replica(database_url, tmp_path / f"replica-{len(started)}.log")
+    def start(drain_seconds: float = 0.3) -> Replica:
+        one = Replica(database_url, tmp_path / f"replica-{len(started)}.log", drain_seconds)
         started.append(one)
         one.start()
         return one
@@ -104,23 +105,15 @@ def test_a_rolling_restart_fails_no_request(pair: list[Replica], proxy: Proxy, o
 
 
 def test_on_the_way_out_every_answer_closes_its_connection(replica: StartReplica, owner: Person) -> None:
-    one = replica()
-    one.signal(signal.SIGTERM)
-    one.wait()
-    one.drain_seconds = PATIENCE
-    one.start()
-    callers = [Caller(one.port, owner) for _ in range(2)]
-    for caller in callers:
-        assert "connection" not in caller.send("GET", f"{API}/models")[2]
-    one.signal(signal.SIGTERM)
-    status, _, _ = callers[0].send("GET", "/healthz")
-    assert status == 200
-    while callers[0].send("GET", "/readyz")[0] == 200:  # until the signal has arrived
-        pass
-    status, answer, headers = callers[1].send("GET", f"{API}/models")
-    assert (status, answer, headers["connection"]) == (200, [], "close")
-    status, _, headers = callers[1].send("POST", f"{API}/interceptions", running())
-    assert (status, headers["connection"]) == (201, "close")
+    one = replica(PATIENCE)
+    with Caller(one.port, owner) as kept, Caller(one.port, owner) as asking:
+        assert "connection" not in kept.send("GET", f"{API}/models")[2]
+        one.signal(signal.SIGTERM)
+        while asking.send("GET", "/readyz")[0] == 200:  # until the signal has arrived
+            pass
+        for method, path, body in (("GET", f"{API}/models", None), ("POST", f"{API}/interceptions", running())):
+            status, _, headers = kept.send(method, path, body)
+            assert (status, headers["connection"]) == (201 if body else 200, "close")
     one.signal(signal.SIGTERM)  # hurry
     assert one.wait() == 0
 
@@ -159,23 +152,23 @@ def test_a_minute_of_killing_and_restarting(pair: list[Replica], proxy: Proxy, o
 
 @pytest.mark.parametrize("guard", ["in place", "removed"])
 def test_recordings_that_hang_on_a_killed_replica_are_answered_by_the_other(
-    guard: str, pair: list[Replica], owner: Person, database_url: str, sql: Sql, tmp_path: Path
+    guard: str, pair: list[Replica], owner: Person, sql: Sql, tmp_path: Path
 ) -> None:
     changes = [] if guard == "in place" else [TWICE]
     bodies = [running() for _ in range(8)]
     answers: list[int] = []
 
     def record(port: int, body: dict[str, Any]) -> None:
-        answers.append(Caller(port, owner).send("POST", f"{API}/interceptions", body)[0])
+        with Caller(port, owner) as caller:
+            answers.append(caller.send("POST", f"{API}/interceptions", body)[0])
 
     with proxied(tmp_path / "nginx", [one.port for one in pair], *changes) as proxy:
         threads = [threading.Thread(target=record, args=(proxy.port, body)) for body in bodies]
-        with psycopg.connect(database_url) as blocker:
+        with psycopg.connect(pair[0].database_url) as blocker:
             blocker.execute("LOCK TABLE aibridge_interceptions IN SHARE ROW EXCLUSIVE MODE")
             for thread in threads:
                 thread.start()
-            waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND application_name = 'bridgelog'"
-            while sql(waiting)[0][0] < len(bodies):
+            while sql(WAITING)[0][0] < len(bodies):
                 time.sleep(0.02)
             pair[0].signal(signal.SIGKILL)
             pair[0].wait()
@@ -192,13 +185,12 @@ class Forgetful(http.server.BaseHTTPRequestHandler):
     """A replica that does what it is asked, and dies before it has answered."""
 
     replica: int
-    asked: list[str]
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         caller = http.client.HTTPConnection("127.0.0.1", self.replica, timeout=PATIENCE)
         caller.request("POST", self.path, body, dict(self.headers))
-        self.asked.append(f"{self.path} {caller.getresponse().status}")
+        caller.getresponse().read()
         caller.close()
         self.close_connection = True
 
@@ -210,7 +202,7 @@ class Forgetful(http.server.BaseHTTPRequestHandler):
 def lossy(replica: StartReplica, tmp_path: Path) -> Iterator[Callable[..., contextlib.AbstractContextManager[Proxy]]]:
     """nginx that asks a forgetful replica first, each time, and a sound one behind it where no answer came."""
     sound = replica()
-    with upstream(type("Lost", (Forgetful,), {"replica": sound.port, "asked": []})) as port:
+    with upstream(type("Lost", (Forgetful,), {"replica": sound.port})) as port:
 
         def begin(*changes: tuple[str, str]) -> contextlib.AbstractContextManager[Proxy]:
             always = ("max_fails=1", "max_fails=0")
@@ -222,8 +214,7 @@ def lossy(replica: StartReplica, tmp_path: Path) -> Iterator[Callable[..., conte
 def test_what_was_stored_before_its_answer_was_lost_is_stored_once(
     lossy: Callable[..., contextlib.AbstractContextManager[Proxy]], owner: Person, sql: Sql
 ) -> None:
-    with lossy() as proxy:
-        caller = Caller(proxy.port, owner)
+    with lossy() as proxy, Caller(proxy.port, owner) as caller:
         body = running()
         below = f"{API}/interceptions/{body['id']}"
         anonymous = without(running(), "id")
@@ -260,8 +251,8 @@ def test_what_was_stored_before_its_answer_was_lost_is_stored_once(
 def test_without_a_key_what_has_no_id_would_be_stored_twice(
     lossy: Callable[..., contextlib.AbstractContextManager[Proxy]], owner: Person, sql: Sql
 ) -> None:
-    with lossy(KEY) as proxy:
-        status, _, _ = Caller(proxy.port, owner).send("POST", f"{API}/interceptions", without(running(), "id"))
+    with lossy(KEY) as proxy, Caller(proxy.port, owner) as caller:
+        status, _, _ = caller.send("POST", f"{API}/interceptions", without(running(), "id"))
         assert status == 201
     assert sql("SELECT count(*) FROM aibridge_interceptions") == [(2,)]
 
@@ -273,18 +264,13 @@ def test_all_that_failed_a_moment_ago_are_asked_again(tmp_path: Path, owner: Per
         ports = [free_port(), free_port()]
         changes = [(old.format(port), new) for old, new in guard for port in ports]
         forever = ("fail_timeout=2s", "fail_timeout=600s")
-        with proxied(tmp_path / f"nginx-{expected}", ports, forever, *changes) as proxy:
-            caller = Caller(proxy.port, owner)
+        with (
+            proxied(tmp_path / f"nginx-{expected}", ports, forever, *changes) as proxy,
+            Caller(proxy.port, owner) as caller,
+        ):
             assert caller.send("GET", "/healthz")[0] == 503, "nobody is there"
-            handler = type("There", (Told,), {"port": ports[0]})
-            server = http.server.ThreadingHTTPServer(("127.0.0.1", ports[0]), handler)
-            thread = threading.Thread(target=server.serve_forever)
-            thread.start()
-            assert caller.send("GET", "/healthz")[0] == expected
-            caller.close()
-            server.shutdown()
-            thread.join()
-            server.server_close()
+            with upstream(Told, ports[0]):
+                assert caller.send("GET", "/healthz")[0] == expected
 
 
 # -- what is passed on -----------------------------------------------------------------------------------------------
@@ -308,8 +294,7 @@ class Told(http.server.BaseHTTPRequestHandler):
 
 def test_a_request_id_is_the_same_everywhere(replica: StartReplica, owner: Person, tmp_path: Path) -> None:
     one = replica()
-    with proxied(tmp_path / "nginx", [one.port]) as proxy:
-        caller = Caller(proxy.port, owner)
+    with proxied(tmp_path / "nginx", [one.port]) as proxy, Caller(proxy.port, owner) as caller:
         given = [caller.send("GET", f"{API}/models", X_Request_Id=f"mine.{number}")[2] for number in range(3)]
         made = [caller.send("GET", f"{API}/models", X_Request_Id=bad)[2] for bad in ("a b", "x" * 65, "<b>", "")]
         made.append(caller.send("GET", "/metrics")[2])  # answered by nginx itself
@@ -336,8 +321,11 @@ def test_only_a_trusted_proxy_says_for_whom_it_speaks(owner: Person, tmp_path: P
     seen = []
     with upstream(Told) as port:
         for number, changes in enumerate(([], trusted)):
-            with proxied(tmp_path / f"nginx-{number}", [port], *changes) as proxy:
-                status, headers, _ = Caller(proxy.port, owner).send("GET", "/healthz", **claims)
+            with (
+                proxied(tmp_path / f"nginx-{number}", [port], *changes) as proxy,
+                Caller(proxy.port, owner) as caller,
+            ):
+                status, headers, _ = caller.send("GET", "/healthz", **claims)
                 assert status == 200
                 assert not {"forwarded", "x-real-ip", "x-forwarded-host"} & set(headers)
                 seen.append((headers["x-forwarded-for"], headers["x-forwarded-proto"]))
@@ -352,12 +340,14 @@ class Streaming(http.server.BaseHTTPRequestHandler):
     told: threading.Event
 
     def do_POST(self) -> None:
-        size = int(self.rfile.readline(), 16)
-        assert self.rfile.read(size) == b"first\n"
-        self.begun.set()
-        while self.rfile.readline() != b"0\r\n":
-            pass
-        self.rfile.readline()
+        if "Content-Length" in self.headers:  # nginx has read the body whole
+            self.rfile.read(int(self.headers["Content-Length"]))
+        else:
+            size = int(self.rfile.readline(), 16)
+            assert self.rfile.read(size) == b"first\n"
+            self.begun.set()
+            while self.rfile.readline() not in {b"0\r\n", b""}:
+                pass
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.end_headers()
@@ -370,25 +360,20 @@ class Streaming(http.server.BaseHTTPRequestHandler):
         """Nowhere."""
 
 
-def chunked(client: socket.socket, path: str) -> None:
-    """Begin a body that comes in chunks."""
-    client.sendall(f"POST {path} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
-    client.sendall(b"6\r\nfirst\n\r\n")
-
-
 def test_what_streams_is_passed_on_as_it_comes(tmp_path: Path) -> None:
     begun, told = threading.Event(), threading.Event()
     handler = type("One", (Streaming,), {"begun": begun, "told": told})
+    head = "POST {}{} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n6\r\nfirst\n\r\n"
     with upstream(handler) as port, proxied(tmp_path / "nginx", [port]) as proxy:
         with socket.create_connection(("127.0.0.1", proxy.port), timeout=PATIENCE) as client:
-            chunked(client, f"{API}/interceptions/import")
+            client.sendall(head.format(API, "/interceptions/import").encode())
             assert begun.wait(PATIENCE), "the upstream reads while the client still sends"
+            client.sendall(b"0\r\n\r\n")
+            assert client.recv(4096).startswith(b"HTTP/1.1 200 ")
             told.set()
-        begun.clear()
         told.clear()
         with socket.create_connection(("127.0.0.1", proxy.port), timeout=PATIENCE) as client:
-            chunked(client, f"{API}/anthropic/v1/messages")
-            client.sendall(b"0\r\n\r\n")
+            client.sendall(head.format(API, "/anthropic/v1/messages").encode() + b"0\r\n\r\n")
             received = b""
             while b"data: one" not in received:  # times out if it is held back
                 received += client.recv(4096)
@@ -427,9 +412,8 @@ def test_what_the_proxy_refuses_looks_like_what_the_service_refuses(tmp_path: Pa
             ("GET", "/", {"Transfer_Encoding": "nonsense"}, 400),
             ("GET", f"{API}/models", {}, 503),
         ):
-            caller = Caller(proxy.port, owner)
-            status, answer, told = caller.send(method, path, None, **headers)
-            caller.close()
+            with Caller(proxy.port, owner) as caller:
+                status, answer, told = caller.send(method, path, None, **headers)
             assert status == expected, (method, path[:80], answer)
             assert told["content-type"] == "application/json"
             assert re.fullmatch(r"[0-9a-f]{32}", told["x-request-id"])
