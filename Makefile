@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test soak lint lint-deploy format bench secrets clean
+.PHONY: help run test soak lint lint-deploy container-test format bench secrets clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -29,7 +29,7 @@ test: .venv/.dev ## run the tests, each worker on a PostgreSQL of its own; ARGS=
 	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadgroup $(ARGS)
 
 soak: .venv/.dev ## the tests of many writers at once, a minute each
-	BRIDGELOG_TEST_SOAK=1 $(BIN)/python -m pytest -n 0 tests/test_concurrency.py tests/test_rollups.py tests/test_rollup_races.py
+	BRIDGELOG_TEST_SOAK=1 $(BIN)/python -m pytest -n 0 tests/test_concurrency.py tests/test_proxy.py tests/test_rollups.py tests/test_rollup_races.py
 
 lint: .venv/.dev ## style, types, layers and SQL; changes nothing
 	$(BIN)/ruff check
@@ -41,6 +41,9 @@ lint: .venv/.dev ## style, types, layers and SQL; changes nothing
 lint-deploy: .venv/.deploy ## the Dockerfile and the compose file, against what their formats allow
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
+
+container-test: .venv/.dev .venv/.deploy ## the image and the compose file in real containers; needs root, podman, curl and iproute2
+	deploy/container-test
 
 format: .venv/.dev ## put the Python files into their form
 	$(BIN)/ruff check --fix

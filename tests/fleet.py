@@ -211,8 +211,8 @@ class Ledger:
 class Load:
     """Callers that read and record without a pause, until the block ends.
 
-    Each records interceptions and token usages with ids, prompts without ids but with a text that is theirs alone, and ends;
-    and reads a page in between.
+    Each records interceptions and token usages with ids, prompts without ids but with a text of their own, and ends; it reads
+    a page in between.
     """
 
     def __init__(self, port: int, person: Person, *, callers: int = 8) -> None:

@@ -368,9 +368,9 @@ def test_what_streams_is_passed_on_as_it_comes(tmp_path: Path) -> None:
         with socket.create_connection(("127.0.0.1", proxy.port), timeout=PATIENCE) as client:
             client.sendall(head.format(API, "/interceptions/import").encode())
             assert begun.wait(PATIENCE), "the upstream reads while the client still sends"
+            told.set()
             client.sendall(b"0\r\n\r\n")
             assert client.recv(4096).startswith(b"HTTP/1.1 200 ")
-            told.set()
         told.clear()
         with socket.create_connection(("127.0.0.1", proxy.port), timeout=PATIENCE) as client:
             client.sendall(head.format(API, "/anthropic/v1/messages").encode() + b"0\r\n\r\n")
@@ -399,7 +399,7 @@ def test_every_recording_route_is_one_that_the_proxy_knows() -> None:
 
 
 def test_what_the_proxy_refuses_looks_like_what_the_service_refuses(tmp_path: Path, owner: Person) -> None:
-    sentences = {refusal.message for refusal in errors.Refusal.__subclasses__() if hasattr(refusal, "message")}
+    sentences = {str(refusal.__doc__).splitlines()[0] for refusal in errors.Refusal.__subclasses__()}
     nobody = [free_port()]
     seen = set()
     with proxied(tmp_path / "nginx", nobody) as proxy:
