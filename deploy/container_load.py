@@ -1,4 +1,4 @@
-"""Callers that read and record through the proxy until SIGTERM; then what failed, and what was acknowledged, for container-test."""
+"""Callers for container-test: they read and record until SIGTERM, and tell what failed and what was acknowledged."""
 
 from __future__ import annotations
 
