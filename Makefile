@@ -14,11 +14,11 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 .PHONY: help run test soak lint lint-deploy container-test format bench secrets clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
 	@echo
-	@echo 'make … PYTHON=python3.12     another Python (3.11 or newer)'
-	@echo 'make run DEMO=100            another number of invented interceptions; 0 is none'
-	@echo 'make test ARGS="-k search"   what pytest is given'
+	@echo 'make … PYTHON=python3.12       another Python (3.11 or newer)'
+	@echo 'make run DEMO=100              another number of invented interceptions; 0 is none'
+	@echo 'make test ARGS="-k search"     what pytest is given'
 
 run: .venv/.run ## start the service on http://127.0.0.1:8080, with its own PostgreSQL and invented data in .data
 	@export BRIDGELOG_DATA_DIR="$${BRIDGELOG_DATA_DIR:-$$PWD/.data}"; \

@@ -211,8 +211,8 @@ class Ledger:
 class Load:
     """Callers that read and record without a pause, until the block ends.
 
-    Each records an interception and a token usage with ids, a prompt without an id but with a text that no other has, and the
-    end; then it reads a page, and begins again.
+    Each records an interception and a token usage with ids, a prompt without an id but with a text of its own, and the end;
+    then it reads a page, and begins again.
     """
 
     def __init__(self, port: int, person: Person, *, callers: int = 8) -> None:

@@ -319,9 +319,7 @@ def load_end(value: object) -> dict[str, Any]:
     return load_body(_END, value)
 
 
-def load_children(
-    value: object, *, kind: Kind, interception_id: UUID, key: str | None = None
-) -> list[dict[str, Any]]:
+def load_children(value: object, *, kind: Kind, interception_id: UUID, key: str | None = None) -> list[dict[str, Any]]:
     """The children of a call's body, one object or an array of them, each with an id; raises InvalidBody.
 
     Those that bring none get one, the same for the same `key`.
