@@ -145,8 +145,8 @@ _KEY = {
     "in": "header",
     "name": "Idempotency-Key",
     "schema": {"type": "string"},
-    "description": "Records that bring no id get one that depends on this and on nothing random: the same request with the same "
-    "key is recognised as a repeat. One key is for one request.",
+    "description": "Records that bring no id get one that depends on this and on nothing random: the same request with "
+    "the same key is recognised as a repeat. One key is for one request.",
 }
 _NAMES = {"type": "array", "items": {"type": "string"}, "uniqueItems": True}
 _STORED_BEFORE = "Nothing of it was new, or what was stored has been extended."
