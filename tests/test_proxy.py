@@ -472,7 +472,7 @@ def test_slow_callers_stop_nobody(through: str, replica: StartReplica, owner: Pe
         )
         with slow_callers(port, owner, body) as callers:
             with Load(port, owner, callers=4) as load:
-                load.more(60)
+                load.more(20)
             assert load.ledger.failed == []
             for caller in callers:
                 caller.setblocking(False)
