@@ -11,14 +11,14 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test test-faults soak lint lint-deploy format bench secrets clean
+.PHONY: help run test test-faults soak lint lint-deploy container-test format bench secrets clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
 	@echo
-	@echo 'make … PYTHON=python3.12     another Python (3.11 or newer)'
-	@echo 'make run DEMO=100            another number of invented interceptions; 0 is none'
-	@echo 'make test ARGS="-k search"   what pytest is given'
+	@echo 'make … PYTHON=python3.12       another Python (3.11 or newer)'
+	@echo 'make run DEMO=100              another number of invented interceptions; 0 is none'
+	@echo 'make test ARGS="-k search"     what pytest is given'
 
 run: .venv/.run ## start the service on http://127.0.0.1:8080, with its own PostgreSQL and invented data in .data
 	@export BRIDGELOG_DATA_DIR="$${BRIDGELOG_DATA_DIR:-$$PWD/.data}"; \
@@ -32,7 +32,7 @@ test-faults: .venv/.dev ## every failure of the database and of clients under lo
 	BRIDGELOG_TEST_FAULTS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 2 tests/test_faults.py tests/test_faults_database.py tests/test_faults_memory.py $(ARGS)
 
 soak: .venv/.dev ## the tests of many writers at once, a minute each
-	BRIDGELOG_TEST_SOAK=1 $(BIN)/python -m pytest -n 0 tests/test_concurrency.py tests/test_rollups.py tests/test_rollup_races.py
+	BRIDGELOG_TEST_SOAK=1 $(BIN)/python -m pytest -n 0 tests/test_concurrency.py tests/test_proxy.py tests/test_rollups.py tests/test_rollup_races.py
 
 lint: .venv/.dev ## style, types, layers and SQL; changes nothing
 	$(BIN)/ruff check
@@ -44,6 +44,9 @@ lint: .venv/.dev ## style, types, layers and SQL; changes nothing
 lint-deploy: .venv/.deploy ## the Dockerfile and the compose file, against what their formats allow
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
+
+container-test: .venv/.dev .venv/.deploy ## the image and the compose file in real containers; needs root, podman, curl and iproute2
+	deploy/container-test
 
 format: .venv/.dev ## put the Python files into their form
 	$(BIN)/ruff check --fix

@@ -60,6 +60,7 @@ def build_app(settings: Settings, *, database_url: str) -> web.Application:
 
     app.cleanup_ctx.extend([connections, background])
     app.on_response_prepare.append(middleware.without_banner)
+    app.on_response_prepare.append(middleware.closing_while_draining)
     for route in routes.all_routes():
         app.router.add_route(route.method, route.path, route.handler)
     return app

@@ -15,7 +15,7 @@ from aiohttp import web
 from service import errors
 from service.answers import envelope, json_answer
 from service.auth import presented_token
-from service.context import AUTHENTICATOR, CALLER, HELD, METRICS, REQUEST_ID, SETTINGS, SHARE
+from service.context import AUTHENTICATOR, CALLER, HELD, LIFECYCLE, METRICS, REQUEST_ID, SETTINGS, SHARE
 from service.routes import ENDLESS, PREFIXES, label
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -73,6 +73,13 @@ async def sign_in(request: web.Request, handler: Handler) -> web.StreamResponse:
 async def without_banner(request: web.Request, response: web.StreamResponse) -> None:
     """What server this is, and its version, is nobody's business."""
     response.headers.popall("Server", None)
+
+
+async def closing_while_draining(request: web.Request, response: web.StreamResponse) -> None:
+    """On the way out each answer ends its connection: the next request of whoever keeps it open goes to another replica."""
+    if request.app[LIFECYCLE].draining:
+        response.force_close()
+        response.headers["Connection"] = "close"  # aiohttp has written its own headers by now
 
 
 async def _answered(request: web.Request, handler: Handler) -> web.StreamResponse:

@@ -119,7 +119,8 @@ class Answer:
 class Call:
     """What the route table and the docstring do not tell about a call.
 
-    `refusals` are those of its own: what every call, or every one that asks for sign-in, can refuse is added.
+    `refusals` are those of its own: what every call, or every one that asks for sign-in, can refuse is added. `keyed`: it
+    reads Idempotency-Key.
     """
 
     tag: str
@@ -128,6 +129,7 @@ class Call:
     query: type[Schema] | None = None
     body: tuple[Content, ...] = ()
     body_required: bool = True
+    keyed: bool = False
     details: str = ""
 
 
@@ -148,6 +150,13 @@ _RECORDING = (errors.RecordingForbidden, *_WRITING, errors.Contention)
 # What no call does: a path, or a method, that is not in the route table.
 _NO_CALL = (errors.UnknownPath, errors.MethodNotAllowed)
 
+_KEY = {
+    "in": "header",
+    "name": "Idempotency-Key",
+    "schema": {"type": "string"},
+    "description": "Records that bring no id get one that depends on this and on nothing random: the same request with "
+    "the same key is recognised as a repeat. One key is for one request.",
+}
 _NAMES = {"type": "array", "items": {"type": "string"}, "uniqueItems": True}
 _STORED_BEFORE = "Nothing of it was new, or what was stored has been extended."
 
@@ -164,6 +173,7 @@ def _children(schema: type[Schema], example: dict[str, Any], *, details: str = "
                 examples={"one": example, "several": [example, example | {"created_at": "2025-01-01T10:00:04.5Z"}]},
             ),
         ),
+        keyed=schema is not records.ModelThought,
         details="An array is stored whole or not at all. `interception_id`, where it is given, is that of the path. With "
         "an `id` it can be sent again: the same content changes nothing, other content is a 409, whose validations begin "
         f"with the position. {details}",
@@ -216,6 +226,7 @@ CALLS: Mapping[Handler, Call] = {
         body=(
             Content(records.InterceptionBody, examples={"running": examples.RUNNING, "finished": examples.FINISHED}),
         ),
+        keyed=True,
         details="What is read can be recorded. `initiator` creates the user or refreshes their names; both it and "
         "`initiator_id` must name the same one. `ended_at` is not before `started_at`, and `interception_id` in what is "
         "nested equals `id`. Other content than what is stored under an id is a 409, as is the username of another user.",
@@ -400,6 +411,8 @@ def _add(
     ]
     if call.query:
         parameters.append({"in": "query", "schema": call.query})
+    if call.keyed:
+        parameters.append(_KEY)
     if parameters:
         operation["parameters"] = parameters
     if call.body:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import json
 import os
 import shutil
@@ -72,6 +73,12 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     return Installed(folder=venv, elsewhere=elsewhere, sources=frozenset(sources), packed=packed)
 
 
+def test_the_image_has_the_version_of_the_package() -> None:
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "setup.cfg")
+    assert f"ARG VERSION={settings['metadata']['version']}\n" in (ROOT / "Dockerfile").read_text()
+
+
 def test_the_wheel_holds_the_package_and_nothing_else(installed: Installed) -> None:
     moved = {"service": "service", "sql": "service/sql", "migrations": "service/migrations"}
     expected = {
@@ -85,6 +92,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(installed: Installed) -> N
 
 def test_what_it_reads_lies_inside_the_package(installed: Installed) -> None:
     program = """
+import configparser
 import json
 from service import migrations, resources, statements
 print(json.dumps({
