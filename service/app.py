@@ -11,7 +11,8 @@ from aiohttp import web
 
 from service import db, middleware, openapi, routes, statements
 from service.auth import Authenticator
-from service.context import AUTHENTICATOR, DATABASE, HELD, LIFECYCLE, METRICS, OPENAPI, SETTINGS, Lifecycle
+from service.bridge.recorder import RECORDER, Recorder
+from service.context import AUTHENTICATOR, BACKLOG, DATABASE, HELD, LIFECYCLE, METRICS, OPENAPI, SETTINGS, Lifecycle
 from service.held import Held
 from service.metrics import Metrics
 from service.settings import Settings
@@ -44,6 +45,13 @@ def build_app(settings: Settings, *, database_url: str) -> web.Application:
         yield
         await database.close()
 
+    async def recording(app: web.Application) -> AsyncIterator[None]:
+        """What the bridge records with."""
+        app[RECORDER] = recorder = await Recorder.open(app[DATABASE], settings=settings, metrics=app[METRICS])
+        app[BACKLOG] = recorder.backlog
+        yield
+        await recorder.close()
+
     async def background(app: web.Application) -> AsyncIterator[None]:
         """What goes on besides requests."""
         database, gauge = app[DATABASE], app[METRICS].request_logging
@@ -59,6 +67,8 @@ def build_app(settings: Settings, *, database_url: str) -> web.Application:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     app.cleanup_ctx.extend([connections, background])
+    if settings.bridge and settings.schema == "own":
+        app.cleanup_ctx.append(recording)
     app.on_response_prepare.append(middleware.without_banner)
     app.on_response_prepare.append(middleware.closing_while_draining)
     for route in routes.all_routes():
