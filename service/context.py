@@ -8,7 +8,9 @@ from aiohttp import web
 
 from service.auth import Authenticator, Caller
 from service.db import Database
+from service.limits import Rate, Slots, Standing
 from service.metrics import Metrics
+from service.peers import Address
 from service.settings import Settings
 
 
@@ -26,6 +28,11 @@ METRICS = web.AppKey("metrics", Metrics)
 OPENAPI = web.AppKey("openapi", bytes)
 LIFECYCLE = web.AppKey("lifecycle", Lifecycle)
 
+RATE = web.AppKey("rate", Rate)
+SLOTS = web.AppKey("slots", Slots)
+
+ADDRESS = web.RequestKey[Address | None]("address")
+STANDING = web.RequestKey("standing", Standing)
 CALLER = web.RequestKey("caller", Caller)
 REQUEST_ID = web.RequestKey("request_id", str)
 

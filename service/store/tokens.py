@@ -6,6 +6,7 @@ import hashlib
 import re
 import secrets
 import string
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -40,20 +41,20 @@ def split(text: str) -> tuple[str, bytes] | None:
     return (form[1], hashlib.sha256(form[2].encode()).digest()) if form else None
 
 
-async def find(connection: Connection, *, token_id: str) -> Token | None:
-    """The token of that id, whatever its state."""
-    row = await connection.row("tokens/find_token", token_id=token_id)
-    if row is None:
-        return None
-    return Token(
-        hashed_secret=row["hashed_secret"],
-        expires_at=row["expires_at"],
-        last_used=row["last_used"],
-        user_id=row["user_id"],
-        status=row["status"],
-        deleted=row["deleted"],
-        roles=frozenset(row["roles"] or ()),
-    )
+async def find(connection: Connection, *, token_ids: Collection[str]) -> dict[str, Token]:
+    """The tokens of those ids by their id, whatever their state; of the others there is none."""
+    return {
+        row["id"]: Token(
+            hashed_secret=row["hashed_secret"],
+            expires_at=row["expires_at"],
+            last_used=row["last_used"],
+            user_id=row["user_id"],
+            status=row["status"],
+            deleted=row["deleted"],
+            roles=frozenset(row["roles"] or ()),
+        )
+        for row in await connection.rows("tokens/find_tokens", token_ids=list(token_ids))
+    }
 
 
 async def touch(connection: Connection, *, token_id: str, used_at: datetime) -> None:
