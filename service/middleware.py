@@ -109,6 +109,11 @@ async def harden(request: web.Request, response: web.StreamResponse) -> None:
 
 async def _answered(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
+        # Whoever stands between may make something else of any other one, and then of where a request ends.
+        if request.headers.get("Transfer-Encoding", "chunked").lower() != "chunked":
+            raise errors.MalformedRequest("The only transfer encoding is chunked.")
+        if request.method == "CONNECT":
+            raise errors.MalformedRequest("There are no tunnels here.")
         return await handler(request)
     except errors.Refusal as problem:
         refusal, headers = problem, dict[str, str]()
