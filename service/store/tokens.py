@@ -35,6 +35,11 @@ class Token:
     roles: frozenset[str]
 
 
+def random_text(length: int) -> str:
+    """So many letters and digits, each as likely as any other, that nobody can foretell."""
+    return "".join(secrets.choice(_ALPHABET) for _ in range(length))
+
+
 def split(text: str) -> tuple[str, bytes] | None:
     """The id and the hash of the secret of a token; None if the text does not have a token's form."""
     form = _FORM.fullmatch(text)
@@ -64,8 +69,7 @@ async def touch(connection: Connection, *, token_id: str, used_at: datetime) -> 
 
 async def create(connection: Connection, *, user_id: UUID, created_at: datetime, expires_at: datetime = NEVER) -> str:
     """A new token, whole: this is the only time that its secret is known."""
-    token_id = "".join(secrets.choice(_ALPHABET) for _ in range(ID_LENGTH))
-    secret = "".join(secrets.choice(_ALPHABET) for _ in range(SECRET_LENGTH))
+    token_id, secret = random_text(ID_LENGTH), random_text(SECRET_LENGTH)
     await connection.run(
         "tokens/insert_token",
         token_id=token_id,
