@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import psycopg
@@ -17,8 +23,6 @@ import pytest
 import trustme
 
 from service import db, errors, migrations, statements
-from service import embedded as embedded_server
-from service.embedded import Embedded
 from service.settings import Settings
 
 pytestmark = [
@@ -40,6 +44,7 @@ class Tls:
 
     named: str
     unnamed: str
+    port: int
     folder: Path
 
     def url(
@@ -55,52 +60,99 @@ class Tls:
         signed_in = f"{user}:{password}" if password else user
         given = {"sslmode": mode, "sslrootcert": str(self.folder / f"{root}.pem"), **more}
         query = "&".join(f"{name}={quote(value, safe='/')}" for name, value in given.items())
-        return f"postgresql://{signed_in}@{host or self.named}/bridgelog?{query}"
+        return f"postgresql://{signed_in}@{host or self.named}:{self.port}/bridgelog?{query}"
 
 
 @pytest.fixture(scope="module")
-def tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tls]:
-    folder = tmp_path_factory.mktemp("certificates")
-    # Addresses instead of ports, of this process alone: the embedded server's port is fixed.
-    network = f"127.{64 + os.getpid() // 65536 % 64}.{os.getpid() // 256 % 256}"
-    named, unnamed = (f"{network}.{1 + os.getpid() % 120 + offset}" for offset in (0, 128))
+def tls() -> Iterator[Tls]:
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parts[4]))
+    if not found:
+        pytest.skip("no PostgreSQL of Debian's packages is here, and the embedded one is built without TLS")
+    folder = Path(tempfile.mkdtemp(prefix="bridgelog-tls-"))
+    named, unnamed = "127.0.0.1", "127.0.0.2"
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(folder / "ca.pem"))
     trustme.CA().cert_pem.write_to_path(str(folder / "other.pem"))
-    server = authority.issue_cert(named)
-    carol = authority.issue_cert("carol@example.com", common_name="carol")
-    stranger = trustme.CA().issue_cert("carol@example.com", common_name="carol")
-    for name, certificate in (("server", server), ("carol", carol), ("stranger", stranger)):
+    certificates = {
+        "server": authority.issue_cert(named),
+        "carol": authority.issue_cert("carol@example.com", common_name="carol"),
+        "stranger": trustme.CA().issue_cert("carol@example.com", common_name="carol"),
+    }
+    for name, certificate in certificates.items():
         certificate.cert_chain_pems[0].write_to_path(str(folder / f"{name}.crt"))
         certificate.private_key_pem.write_to_path(str(folder / f"{name}.key"))
         (folder / f"{name}.key").chmod(0o600)
-    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda path: int(path.parts[4]))
-    if not programs:
-        pytest.skip("no PostgreSQL of Debian's packages is here, and the embedded one is built without TLS")
-    settings = {"fsync": "off", "listen_addresses": f"{named},{unnamed}"}
-    with pytest.MonkeyPatch.context() as patched, contextlib.ExitStack() as stack:
-        patched.setattr(embedded_server, "binaries_directory", lambda: programs[-1].parent)
-        embedded = stack.enter_context(Embedded(tmp_path_factory.mktemp("postgres"), settings=settings))
-        with psycopg.connect(embedded.url, autocommit=True) as connection:
-            [data, rules] = [
-                Path(str(connection.execute(f"SHOW {name}".encode()).fetchone()[0]))  # type: ignore[index]
-                for name in ("data_directory", "hba_file")
-            ]
-            owner = data.stat()
-            for name in ("server.crt", "server.key", "ca.pem"):
-                shutil.copy2(folder / name, data / name)
-                os.chown(data / name, owner.st_uid, owner.st_gid)
-            rules.write_text(RULES, encoding="utf-8")
-            connection.execute(f"CREATE ROLE app LOGIN PASSWORD '{PASSWORD}'".encode())
-            connection.execute("CREATE ROLE carol LOGIN")
-            connection.execute("GRANT ALL ON SCHEMA public TO app, carol")
-            connection.execute("ALTER SYSTEM SET ssl_ca_file = 'ca.pem'")
-            connection.execute("ALTER SYSTEM SET ssl = on")
-            connection.execute("SELECT pg_reload_conf()")
-        migrations.apply(embedded.url)
-        with psycopg.connect(embedded.url, autocommit=True) as connection:
-            connection.execute("GRANT ALL ON ALL TABLES IN SCHEMA public TO app, carol")
-        yield Tls(named, unnamed, folder)
+    try:
+        with _postgres(found[-1], folder, addresses=f"{named},{unnamed}") as port:
+            own = f"postgresql://bridgelog@/bridgelog?host={folder}&port={port}"
+            with psycopg.connect(own.replace("/bridgelog?", "/postgres?"), autocommit=True) as connection:
+                connection.execute("CREATE DATABASE bridgelog")
+            migrations.apply(own)
+            with psycopg.connect(own, autocommit=True) as connection:
+                connection.execute(f"CREATE ROLE app LOGIN PASSWORD '{PASSWORD}'".encode())
+                connection.execute("CREATE ROLE carol LOGIN")
+                connection.execute("GRANT ALL ON ALL TABLES IN SCHEMA public TO app, carol")
+            yield Tls(named, unnamed, port, folder)
+    finally:
+        shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def _postgres(programs: Path, folder: Path, *, addresses: str) -> Iterator[int]:
+    """A server with TLS, on a port of its own. It refuses to be root, and is nobody then."""
+    account: dict[str, Any] = {}
+    if os.geteuid() == 0:
+        nobody = pwd.getpwnam("nobody")
+        account = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+        os.chown(folder, nobody.pw_uid, nobody.pw_gid)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    data = folder / "data"
+    initdb = [
+        programs / "initdb",
+        "-D",
+        data,
+        "-U",
+        "bridgelog",
+        "-E",
+        "UTF8",
+        "--locale=C",
+        "-A",
+        "trust",
+        "--no-sync",
+    ]
+    subprocess.run(initdb, cwd=folder, check=True, capture_output=True, **account)
+    for name in ("server.crt", "server.key", "ca.pem"):
+        shutil.copy2(folder / name, data / name)
+        os.chown(data / name, data.stat().st_uid, data.stat().st_gid)
+    (data / "pg_hba.conf").write_text(RULES, encoding="utf-8")
+    settings = {
+        "fsync": "off",
+        "listen_addresses": addresses,
+        "port": str(port),
+        "unix_socket_directories": str(folder),
+        "ssl": "on",
+        "ssl_ca_file": "ca.pem",
+    }
+    command: list[str | Path] = [programs / "postgres", "-D", data]
+    command += [argument for name, value in settings.items() for argument in ("-c", f"{name}={value}")]
+    with (
+        (folder / "server.log").open("wb") as log,
+        subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, **account) as server,
+    ):
+        try:
+            until = time.monotonic() + 60
+            while True:
+                with contextlib.suppress(psycopg.OperationalError):
+                    psycopg.connect(f"postgresql://bridgelog@/postgres?host={folder}&port={port}").close()
+                    break
+                assert server.poll() is None, (folder / "server.log").read_text(encoding="utf-8")
+                assert time.monotonic() < until
+                time.sleep(0.05)
+            yield port
+        finally:
+            server.send_signal(signal.SIGINT)
 
 
 async def by_the_pool(url: str, settings: Settings) -> None:
