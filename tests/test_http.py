@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -474,20 +475,19 @@ async def nginx(http: Socket, tmp_path: Path) -> AsyncIterator[Socket]:
         text = text.replace(theirs, ours)
     configuration = tmp_path / "nginx.conf"
     configuration.write_text(text, encoding="utf-8")
-    process = await asyncio.create_subprocess_exec(
-        program, "-e", str(tmp_path / "error.log"), "-p", str(tmp_path), "-c", str(configuration), "-g", "daemon off;"
-    )
+    command = [program, "-e", tmp_path / "error.log", "-p", tmp_path, "-c", configuration, "-g", "daemon off;"]
+    process = subprocess.Popen(command)
     proxy = Socket(port=port, task=http.task)
     async with asyncio.timeout(PATIENCE):
         while True:
             with contextlib.suppress(OSError):
                 if await status_of(proxy, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n") == 200:
                     break
-            assert process.returncode is None, (tmp_path / "error.log").read_text(encoding="utf-8")
+            assert process.poll() is None, (tmp_path / "error.log").read_text(encoding="utf-8")
             await asyncio.sleep(0.05)
     yield proxy
     process.terminate()
-    await process.wait()
+    await asyncio.to_thread(process.wait)
 
 
 async def status_of(proxy: Socket, data: bytes) -> int:
