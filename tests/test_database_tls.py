@@ -109,7 +109,7 @@ def _postgres(programs: Path, folder: Path, *, addresses: str) -> Iterator[int]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     data = folder / "data"
-    initdb = [
+    initdb: list[str | Path] = [
         programs / "initdb",
         "-D",
         data,
@@ -211,7 +211,7 @@ async def test_another_one_is_refused_and_no_password_is_told(
     if "password" in wrong:
         changes["password"] = PASSWORD[:-1]
     with pytest.raises(REFUSED) as refused:
-        await connect(tls.url(**changes), settings)  # type: ignore[misc, arg-type]
+        await connect(tls.url(**changes), settings)  # type: ignore[misc]
     told = f"{refused.value} {getattr(refused.value, 'detail', '')} {capfd.readouterr()}"
     assert PASSWORD[:-1] not in told
 

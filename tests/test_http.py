@@ -475,8 +475,18 @@ async def nginx(http: Socket, tmp_path: Path) -> AsyncIterator[Socket]:
         text = text.replace(theirs, ours)
     configuration = tmp_path / "nginx.conf"
     configuration.write_text(text, encoding="utf-8")
-    command = [program, "-e", tmp_path / "error.log", "-p", tmp_path, "-c", configuration, "-g", "daemon off;"]
-    process = subprocess.Popen(command)
+    command: list[str | Path] = [
+        program,
+        "-e",
+        tmp_path / "error.log",
+        "-p",
+        tmp_path,
+        "-c",
+        configuration,
+        "-g",
+        "daemon off;",
+    ]
+    process = await asyncio.to_thread(subprocess.Popen[bytes], command)
     proxy = Socket(port=port, task=http.task)
     async with asyncio.timeout(PATIENCE):
         while True:

@@ -210,6 +210,16 @@ def test_nobody_writes_events_of_their_own_or_steers_a_terminal(
     assert "KeyError" in shown
 
 
+def test_commands_show_what_others_recorded_and_obey_none_of_it(database_url: str, owner: Person, sql: Sql) -> None:
+    for hostile in HOSTILE:
+        if "\0" in hostile or "\ud800" in hostile:
+            continue  # PostgreSQL holds neither
+        sql("UPDATE users SET username = %s, name = %s", hostile, hostile)
+        [line] = run("users", "list", BRIDGELOG_DATABASE_URL=database_url).splitlines()
+        assert line.startswith(f"{owner.id}\t")
+        assert line.replace("\t", "").isprintable()
+
+
 def test_what_callers_send_is_not_logged(database_url: str, owner: Person, sql: Sql, tmp_path: Path) -> None:
     sql("UPDATE users SET username = %s", "olivia\x1b[2J\nforged")
     for log_format in ("json", "console"):
@@ -347,7 +357,7 @@ def test_a_client_of_http_in_the_service_is_a_finding(tmp_path: Path) -> None:
     ruff = Path(sys.executable).with_name("ruff")
     if not ruff.exists():
         pytest.skip("ruff is installed by make, and not here")
-    check = [ruff, "check", "--quiet", "--select", "TID251", "--config", ROOT / "ruff.toml"]
+    check: list[str | Path] = [ruff, "check", "--quiet", "--select", "TID251", "--config", ROOT / "ruff.toml"]
     sources = {
         "import aiohttp\nsession = aiohttp.ClientSession()\n": 1,
         "from aiohttp import ClientSession, web\n": 1,

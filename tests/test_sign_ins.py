@@ -48,7 +48,7 @@ class Naps:
 async def strict(make_client: MakeClient, **changes: Any) -> tuple[Client, Naps]:
     """Five wrong tokens a minute; the clock stands still."""
     client = await make_client(**({"failed_sign_ins": 5} | changes))
-    authenticator = client.app[AUTHENTICATOR]  # type: ignore[index]
+    authenticator = client.app[AUTHENTICATOR]
     naps = authenticator._sleep = Naps()
     if authenticator._failures:
         authenticator._failures._clock = lambda: 0
@@ -141,11 +141,15 @@ async def test_waiting_guesses_are_bounded(
 ) -> None:
     monkeypatch.setattr(auth, "_MOST_DELAYED", 3)
     go_on = asyncio.Event()
+
+    async def sleep(_: float) -> None:
+        await go_on.wait()
+
     authenticator = Authenticator(
         database,
         member_read="own",
         failures=Rate(per_second=1 / 60, burst=1, clock=lambda: 0),
-        sleep=lambda _: go_on.wait(),
+        sleep=sleep,
     )
     with pytest.raises(errors.SignedOut):
         await authenticator.authenticate(guess(0), address=ADDRESS)
