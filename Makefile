@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test test-faults soak lint lint-deploy container-test format bench secrets clean
+.PHONY: help run test test-faults soak lint audit lint-deploy container-test format bench secrets clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
@@ -40,6 +40,11 @@ lint: .venv/.dev ## style, types, layers and SQL; changes nothing
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/sqlfluff lint sql migrations
+
+# Not part of lint: it asks a service on the internet, and what that knows changes without any change here.
+audit: .venv/.audit ## look the installed packages up in PyPI's list of vulnerabilities; fails where one cannot be looked up
+	$(BIN)/python -m pip freeze --exclude-editable > .venv/audit.txt
+	$(BIN)/pip-audit --strict --disable-pip --no-deps --requirement .venv/audit.txt
 
 lint-deploy: .venv/.deploy ## the Dockerfile and the compose file, against what their formats allow
 	$(BIN)/hadolint Dockerfile
@@ -78,6 +83,10 @@ clean: ## remove .venv and whatever tools left behind; .data stays
 
 .venv/.bench: .venv/.run
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	@touch $@
+
+.venv/.audit: .venv/.dev
+	$(BIN)/python -m pip install --quiet --editable '.[audit]'
 	@touch $@
 
 .venv/.deploy: .venv/bin/python setup.cfg

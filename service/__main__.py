@@ -168,7 +168,7 @@ def list_users() -> None:
         found = _run(_with(settings, url, read))
     for user in found:
         roles = ",".join(user.roles) or "member"
-        click.echo("\t".join(map(_shown, [str(user.id), user.username, user.status, roles, user.name])))
+        click.echo("\t".join(map(logs.visible, [str(user.id), user.username, user.status, roles, user.name])))
 
 
 @users.command("suspend")
@@ -199,7 +199,7 @@ def create_token(username: str, days: int | None) -> None:
     async def create(connection: db.Connection) -> str:
         user_id = await user_store.find_id(connection, username=_findable(username))
         if user_id is None:
-            raise click.ClickException(f"there is no user {_shown(username)}: see bridgelog users list")
+            raise click.ClickException(f"there is no user {logs.visible(username)}: see bridgelog users list")
         now = datetime.now(UTC)
         expires_at = now + timedelta(days=days) if days else token_store.NEVER
         return await token_store.create(connection, user_id=user_id, created_at=now, expires_at=expires_at)
@@ -237,7 +237,7 @@ def verify_rollups() -> None:
         kind = f"{wrong.provider} {wrong.provider_name} {wrong.model} {wrong.client}"
         whose = "everyone" if not wrong.initiator_id.int else wrong.initiator_id
         where = f"{wrong.level} {instants.format(wrong.starts_at)}, {whose}, {kind}"
-        click.echo(f"{_shown(where)}: {wrong.rolled_up} rolled up, {wrong.counted} counted")
+        click.echo(f"{logs.visible(where)}: {wrong.rolled_up} rolled up, {wrong.counted} counted")
     if found:
         more = " or more" if len(found) == _MOST_DIFFERENCES else ""
         click.echo(f"the rollups differ in {len(found)} buckets{more}: run bridgelog rollups rebuild", err=True)
@@ -304,7 +304,7 @@ def import_file(file: IO[bytes]) -> None:
         report = _run(_with(settings, url, lambda database: _import(database, file, size=size)))
     for rejected in report.rejected:
         wrong = "; ".join(f"{validation.field} {validation.detail}" for validation in rejected.validations)
-        click.echo(_shown(f"line {rejected.line}: {rejected.message} {wrong}".rstrip()), err=True)
+        click.echo(logs.visible(f"line {rejected.line}: {rejected.message} {wrong}".rstrip()), err=True)
     if untold := report.rejected_total - len(report.rejected):
         click.echo(f"… and {untold} more", err=True)
     click.echo(f"imported {report.imported}, unchanged {report.unchanged}, rejected {report.rejected_total}")
@@ -447,14 +447,6 @@ def _welcome(address: str, *, settings: Settings, token: str | None) -> None:
     sys.stdout.flush()
 
 
-def _shown(text: str) -> str:
-    """Text that others have recorded, for a terminal: what would steer it is escaped."""
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape", "surrogatepass").decode()
-        for character in text
-    )
-
-
 def _findable(username: str) -> str:
     if problem := jsontext.text_problem(username):
         raise click.BadParameter(problem, param_hint="USERNAME")
@@ -477,7 +469,7 @@ def _set_status(username: str, status: Any) -> None:
         )
 
     if not _in_transaction(turn):
-        raise click.ClickException(f"there is no user {_shown(username)}: see bridgelog users list")
+        raise click.ClickException(f"there is no user {logs.visible(username)}: see bridgelog users list")
 
 
 if __name__ == "__main__":

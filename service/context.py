@@ -9,7 +9,9 @@ from aiohttp import web
 from service.auth import Authenticator, Caller
 from service.db import Database
 from service.held import Held, Share
+from service.limits import Rate, Slots, Standing
 from service.metrics import Metrics
+from service.peers import Address
 from service.settings import Settings
 
 
@@ -28,6 +30,11 @@ OPENAPI = web.AppKey("openapi", bytes)
 HELD = web.AppKey("held", Held)
 LIFECYCLE = web.AppKey("lifecycle", Lifecycle)
 
+RATE = web.AppKey("rate", Rate)
+SLOTS = web.AppKey("slots", Slots)
+
+ADDRESS = web.RequestKey[Address | None]("address")
+STANDING = web.RequestKey("standing", Standing)
 CALLER = web.RequestKey("caller", Caller)
 REQUEST_ID = web.RequestKey("request_id", str)
 SHARE = web.RequestKey("share", Share)

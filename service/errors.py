@@ -123,7 +123,7 @@ class RequestLoggingHidden(Refusal):
     status = 403
 
 
-# -- 404, 405, 408, 409, 413, 431 --------------------------------------------------------------------------------------
+# -- 404, 405, 408, 409, 413, 429, 431 ---------------------------------------------------------------------------------
 
 
 class UnknownPath(Refusal):
@@ -172,6 +172,24 @@ class BodyTooLarge(Refusal):
     """Request body is too large."""
 
     status = 413
+
+
+class RateExceeded(Refusal):
+    """This token has made too many requests. Please try again shortly."""
+
+    status = 429
+
+
+class TooManyAtOnce(Refusal):
+    """This token has too many requests open at once. Please try again shortly."""
+
+    status = 429
+
+
+class TooManyFailedSignIns(Refusal):
+    """Too many sign-ins have failed from this address. Please try again shortly."""
+
+    status = 429
 
 
 class HeadersTooLarge(Refusal):

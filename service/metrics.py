@@ -27,6 +27,12 @@ class Metrics:
             buckets=_BUCKETS,
             registry=self.registry,
         )
+        self.refusals = Counter(
+            "bridgelog_refusals",
+            "Requests refused, by the class of the refusal.",
+            ("refusal",),
+            registry=self.registry,
+        )
         self.request_logging = Gauge(
             "bridgelog_request_logging_enabled",
             "Whether the switch for logging upstream requests is on (1) or off (0), as this process knows it.",

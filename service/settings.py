@@ -8,14 +8,29 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Literal, cast
 
 from environs import EnvError, FileAwareEnv
+from marshmallow import ValidationError
 from marshmallow.validate import Length, OneOf, Range
 
 MIB = 1024 * 1024
+# Requests a second: one in a quarter of an hour, and more than a process can answer.
+_SLOWEST = 0.001
+_FASTEST = 1_000_000.0
+
+# What the drivers cannot read they quote in what they raise: half a password, where its characters end a part of the URL
+# early. So only what both of them read as it is meant reaches them.
+_PLAIN = r"(?:(?=[!-~])[^:/?#\[\]@%]|%[0-9A-Fa-f]{2})"
+_VALUE = r"(?:(?=[!-~])[^&#%]|%[0-9A-Fa-f]{2})"
+_HOST = rf"(?:\[[0-9A-Fa-f:.]+\]|{_PLAIN}*)(?::[0-9]*)?"
+_URL = re.compile(
+    rf"postgres(?:ql)?://(?:{_PLAIN}*(?::(?:{_PLAIN}|:)*)?@)?{_HOST}(?:,{_HOST})*"
+    rf"(?:/{_PLAIN}*)?(?:\?[a-z_]+={_VALUE}*(?:&[a-z_]+={_VALUE}*)*)?"
+)
 
 
 class InvalidSettings(Exception):
@@ -26,7 +41,7 @@ class InvalidSettings(Exception):
 class Settings:
     """The settings of one process; field `x` is the variable BRIDGELOG_X. Times are in seconds, sizes in bytes."""
 
-    database_url: str | None
+    database_url: str | None = field(repr=False)  # it holds a password
     data_dir: Path
     host: str
     port: int
@@ -35,6 +50,11 @@ class Settings:
     upkeep: bool
     member_read: Literal["own", "none"]
     max_body: int
+    rate_limit: float
+    rate_burst: int
+    concurrency_limit: int
+    failed_sign_ins: int
+    trusted_proxies: tuple[IPv4Network | IPv6Network, ...]
     pool_size: int
     max_waiting: int
     pool_timeout: float
@@ -67,6 +87,11 @@ def read() -> Settings:
                 upkeep=env.bool("UPKEEP", True),
                 member_read=cast("Literal['own', 'none']", _choice(env, "MEMBER_READ", "own", "none")),
                 max_body=env.int("MAX_BODY", 16 * MIB, validate=Range(min=1024)),
+                rate_limit=env.float("RATE_LIMIT", 0.0, validate=_rate),
+                rate_burst=env.int("RATE_BURST", 0, validate=Range(0, 1_000_000)),
+                concurrency_limit=env.int("CONCURRENCY_LIMIT", 0, validate=Range(min=0)),
+                failed_sign_ins=env.int("FAILED_SIGN_INS", 300, validate=Range(0, 1_000_000)),
+                trusted_proxies=_networks(env, "TRUSTED_PROXIES"),
                 pool_size=env.int("POOL_SIZE", 10, validate=Range(1, 1000)),
                 max_waiting=env.int("MAX_WAITING", 200, validate=Range(0, 100_000)),
                 pool_timeout=env.float("POOL_TIMEOUT", 5.0, validate=Range(min=0.001)),
@@ -97,10 +122,34 @@ def _choice(env: FileAwareEnv, name: str, default: str, *others: str) -> str:
     return str(env.str(name, default, validate=OneOf([default, *others])))
 
 
+def _rate(value: float) -> None:
+    if value and not _SLOWEST <= value <= _FASTEST:
+        message = f"Must be 0, or from {_SLOWEST} to {_FASTEST:,.0f}."
+        raise ValidationError(message)
+
+
+def _networks(env: FileAwareEnv, name: str) -> tuple[IPv4Network | IPv6Network, ...]:
+    given = str(env.str(name, ""))
+    try:
+        return tuple(ip_network(part.strip()) for part in given.split(",") if part.strip())
+    except ValueError:
+        message = (
+            f'Environment variable "BRIDGELOG_{name}" must be networks such as 10.0.0.0/8, with commas between them'
+        )
+        raise InvalidSettings(message) from None
+
+
 def _database_url(env: FileAwareEnv) -> str | None:
     url = str(env.str("DATABASE_URL", "")).strip()
     if url and not re.match(r"postgres(ql)?://", url):
         message = 'Environment variable "BRIDGELOG_DATABASE_URL" must begin with postgresql://'
+        raise InvalidSettings(message)
+    if url and not _URL.fullmatch(url):
+        message = (
+            'Environment variable "BRIDGELOG_DATABASE_URL" must have the form '
+            "postgresql://USER:PASSWORD@HOST:PORT/NAME?KEY=VALUE; "
+            "what is neither letter nor digit in a user or a password is percent-encoded"
+        )
         raise InvalidSettings(message)
     return url or None
 
