@@ -21,7 +21,12 @@ _ERROR_TYPES: Final = {
     504: "timeout_error",
     529: "overloaded_error",
 }
-_COLUMNS: Final = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
+_COLUMNS: Final = {
+    "input_tokens": "input_tokens",
+    "output_tokens": "output_tokens",
+    "cache_read_input_tokens": "cache_read_input_tokens",
+    "cache_creation_input_tokens": "cache_write_input_tokens",
+}
 
 
 class AnthropicMessages:
@@ -133,14 +138,12 @@ class _Reader:
 
     def _use(self, usage: object) -> None:
         """Counts are cumulative: of each the last one holds that is told."""
-        for name, value in reading.mapping(usage).items():
-            if isinstance(value, dict):
-                known = self._usage.setdefault(name, {})
-                if isinstance(known, dict):
-                    known.update({inner: number for inner, number in value.items() if number is not None})
-            elif value is not None:
-                self._usage[name] = value
-        if not any(reading.count(value) is not None for value in self._usage.values()):
-            return
-        counts = [reading.count(self._usage.get(name)) or 0 for name in _COLUMNS]
-        self.observed.usage = Usage(*counts, metadata=reading.counters(self._usage, apart_from=_COLUMNS))
+        for name, value in reading.counters(reading.mapping(usage), apart_from=()).items():
+            known = self._usage.get(name)
+            self._usage[name] = known | value if isinstance(known, dict) and isinstance(value, dict) else value
+        counts = {column: reading.count(self._usage.get(name)) for name, column in _COLUMNS.items()}
+        if any(number is not None for number in counts.values()):
+            self.observed.usage = Usage(
+                **{column: number or 0 for column, number in counts.items()},
+                metadata={name: value for name, value in self._usage.items() if name not in _COLUMNS},
+            )
