@@ -138,11 +138,11 @@ def test_halves_of_a_character_in_two_deltas_become_whole() -> None:
         unnamed(
             calls(begun(0, "call_a", "say")),
             r'{"choices":[{"index":0,"delta":{"tool_calls":[{"index":0,"function":{"arguments":"\ud83d"}}]}}]}',
-            r'{"choices":[{"index":0,"delta":{"tool_calls":[{"index":0,"function":{"arguments":"\ude00 \ud800 \u0000"}}]}}]}',
+            r'{"choices":[{"index":0,"delta":{"tool_calls":[{"index":0,"function":{"arguments":"\ude00\ud800\u0000"}}]}}]}',
             "[DONE]",
         ),
     )
-    assert [call.input for call in observed.tools] == ["😀 \ufffd \ufffd"]
+    assert [call.input for call in observed.tools] == ["😀\ufffd\ufffd"]
 
 
 def test_a_stream_that_breaks_off_tells_what_was_complete() -> None:
@@ -230,7 +230,7 @@ def test_numbers_are_exact_and_others_are_left_out(usage: Any, used: Usage | Non
         ),
         (
             401,
-            b'{"error":{"message":"Incorrect API key","type":"invalid_request_error","param":null,"code":"invalid_api_key"}}',
+            b'{"error":{"message":"Incorrect key","type":"invalid_request_error","param":null,"code":"invalid_api_key"}}',
             "invalid_request_error",
         ),
         (200, b'{"error":{"message":"Upstream failed","code":502}}', "502"),
@@ -340,7 +340,7 @@ def test_only_the_usage_is_added(others: dict[str, Any], options: Any, style: di
 
 @pytest.mark.parametrize("finish_usage", [None, "absent"])
 def test_the_client_does_not_see_the_usage_that_only_the_bridge_asked_for(finish_usage: Any) -> None:
-    nothing = {} if finish_usage == "absent" else {"usage": None}
+    nothing: dict[str, Any] = {} if finish_usage == "absent" else {"usage": None}
     azure = chunk(None, prompt_filter_results=[], **nothing)
     content, finish, done = chunk({"content": "a"}, **nothing), chunk({}, finish="stop", **nothing), "[DONE]"
     stream = unnamed(azure, content, finish, chunk(usage=USAGE), done)

@@ -30,7 +30,7 @@ COMMENTARY = {
 FINAL = COMMENTARY | {"id": "msg_2", "phase": "final_answer"}
 CALL = {"id": "fc_1", "type": "function_call", "call_id": "call_a", "name": "shell", "arguments": '{"command":["ls"]}'}
 CUSTOM = {"id": "ct_1", "type": "custom_tool_call", "call_id": "call_b", "name": "apply_patch", "input": "*** Begin\n"}
-OUTPUT = [REASONING, COMMENTARY, CALL, CUSTOM, FINAL]
+OUTPUT: list[dict[str, Any]] = [REASONING, COMMENTARY, CALL, CUSTOM, FINAL]
 USAGE = {
     "input_tokens": 3_000,
     "input_tokens_details": {"cached_tokens": 2_048},
