@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test test-faults soak lint audit lint-deploy container-test format bench secrets clean
+.PHONY: help run standin test test-faults soak lint audit lint-deploy container-test format bench secrets clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
@@ -24,6 +24,9 @@ run: .venv/.run ## start the service on http://127.0.0.1:8080, with its own Post
 	@export BRIDGELOG_DATA_DIR="$${BRIDGELOG_DATA_DIR:-$$PWD/.data}"; \
 	if [ "$(DEMO)" -gt 0 ] && [ -z "$$BRIDGELOG_DATABASE_URL" ]; then $(BIN)/bridgelog demo --interceptions "$(DEMO)" --if-empty || exit; fi; \
 	exec $(BIN)/bridgelog serve
+
+standin: .venv/.run ## a stand-in for the Anthropic and OpenAI APIs on http://127.0.0.1:8090; ARGS="--port 8091"
+	exec $(BIN)/python -m tests.standin $(ARGS)
 
 test: .venv/.dev ## run the tests, each worker on a PostgreSQL of its own; ARGS="-x -k search", WORKERS=0 for a debugger
 	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadgroup $(ARGS)
