@@ -12,8 +12,10 @@ from aiohttp import web
 
 from service import db, middleware, openapi, routes, statements
 from service.auth import Authenticator
+from service.bridge.recorder import RECORDER, Recorder
 from service.context import (
     AUTHENTICATOR,
+    BACKLOG,
     DATABASE,
     HELD,
     LIFECYCLE,
@@ -64,6 +66,13 @@ def build_app(settings: Settings, *, database_url: str) -> web.Application:
         yield
         await database.close()
 
+    async def recording(app: web.Application) -> AsyncIterator[None]:
+        """What the bridge records with."""
+        app[RECORDER] = recorder = await Recorder.open(app[DATABASE], settings=settings, metrics=app[METRICS])
+        app[BACKLOG] = recorder.backlog
+        yield
+        await recorder.close()
+
     async def background(app: web.Application) -> AsyncIterator[None]:
         """What goes on besides requests."""
         database, gauge = app[DATABASE], app[METRICS].request_logging
@@ -79,6 +88,8 @@ def build_app(settings: Settings, *, database_url: str) -> web.Application:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     app.cleanup_ctx.extend([connections, background])
+    if settings.bridge and settings.schema == "own":
+        app.cleanup_ctx.append(recording)
     app.on_response_prepare.append(middleware.harden)
     app.on_response_prepare.append(middleware.closing_while_draining)
     for route in routes.all_routes():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from aiohttp import web
@@ -22,12 +23,24 @@ class Lifecycle:
     draining: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What the bridge has yet to write to the database, and whether it would record another request, as far as it knows."""
+
+    records: int
+    oldest_seconds: float
+    spool_bytes: int
+    spool_limit: int
+    takes_more: bool
+
+
 SETTINGS = web.AppKey("settings", Settings)
 DATABASE = web.AppKey("database", Database)
 AUTHENTICATOR = web.AppKey("authenticator", Authenticator)
 METRICS = web.AppKey("metrics", Metrics)
 OPENAPI = web.AppKey("openapi", bytes)
 HELD = web.AppKey("held", Held)
+BACKLOG = web.AppKey[Callable[[], Backlog]]("backlog")
 LIFECYCLE = web.AppKey("lifecycle", Lifecycle)
 
 RATE = web.AppKey("rate", Rate)

@@ -263,6 +263,16 @@ class LockedOut(Contention):
     """Another transaction kept what this call needs for too long. Please try again."""
 
 
+class RecordingUnavailable(Refusal):
+    """The request cannot be recorded at present, and therefore goes nowhere. Please try again shortly."""
+
+    status = 503
+
+
+class SpoolFull(RecordingUnavailable):
+    """The database is unavailable and the spool is full, so the request goes nowhere. Please try again later."""
+
+
 # What the database refuses by a constraint, told as the refusal that it means.
 CONSTRAINTS: dict[str, type[Refusal]] = {
     "users_username_lower_idx": UsernameTaken,

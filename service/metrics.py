@@ -44,6 +44,41 @@ class Metrics:
             ("outcome",),
             registry=self.registry,
         )
+        self.recorder_waiting = Gauge(
+            "bridgelog_recorder_waiting_records",
+            "Records of the bridge that wait to be written to the database.",
+            registry=self.registry,
+            multiprocess_mode="livesum",
+        )
+        self.recorder_oldest = Gauge(
+            "bridgelog_recorder_oldest_seconds",
+            "How long the oldest of them has waited.",
+            registry=self.registry,
+            multiprocess_mode="livemax",
+        )
+        self.recorder_records = Counter(
+            "bridgelog_recorder_records",
+            "Records that the database has taken (written), and that it will never take (buried: in the dead letters).",
+            ("outcome",),
+            registry=self.registry,
+        )
+        self.recorder_retries = Counter(
+            "bridgelog_recorder_retries",
+            "Attempts to write records that failed, and were to be made again.",
+            registry=self.registry,
+        )
+        self.spool_bytes = Gauge(
+            "bridgelog_spool_bytes",
+            "Size of the spool, with what other processes have there.",
+            registry=self.registry,
+            multiprocess_mode="livemax",
+        )
+        self.spool_limit = Gauge(
+            "bridgelog_spool_limit_bytes",
+            "Where the spool takes no new interceptions.",
+            registry=self.registry,
+            multiprocess_mode="livemax",
+        )
         connections = Gauge(
             "bridgelog_database_connections",
             "Connections of the pool to PostgreSQL, by state.",

@@ -48,6 +48,9 @@ class Settings:
     schema: Literal["own", "foreign"]
     migrate: bool
     upkeep: bool
+    bridge: bool
+    spool_dir: Path
+    spool_limit: int
     member_read: Literal["own", "none"]
     max_body: int
     rate_limit: float
@@ -85,6 +88,9 @@ def read() -> Settings:
                 schema=cast("Literal['own', 'foreign']", _choice(env, "SCHEMA", "own", "foreign")),
                 migrate=env.bool("MIGRATE", False),
                 upkeep=env.bool("UPKEEP", True),
+                bridge=env.bool("BRIDGE", True),
+                spool_dir=_spool_dir(env),
+                spool_limit=env.int("SPOOL_LIMIT", 1024 * MIB, validate=Range(min=MIB)),
                 member_read=cast("Literal['own', 'none']", _choice(env, "MEMBER_READ", "own", "none")),
                 max_body=env.int("MAX_BODY", 16 * MIB, validate=Range(min=1024)),
                 rate_limit=env.float("RATE_LIMIT", 0.0, validate=_rate),
@@ -160,3 +166,8 @@ def _data_dir(env: FileAwareEnv) -> Path:
         return Path(configured).expanduser().absolute()
     base = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
     return Path(base).expanduser().absolute() / "bridgelog"
+
+
+def _spool_dir(env: FileAwareEnv) -> Path:
+    configured = str(env.str("SPOOL_DIR", ""))
+    return Path(configured).expanduser().absolute() if configured else _data_dir(env) / "spool"

@@ -28,7 +28,7 @@ NOW = instant("2026-03-01T12:00:00Z")
 Client = TestClient[web.Request, web.Application]
 MakeClient = Callable[..., Awaitable[Client]]
 
-_SETTINGS = Settings(
+SETTINGS = Settings(
     database_url=None,
     data_dir=Path("unused"),
     host="127.0.0.1",
@@ -37,6 +37,9 @@ _SETTINGS = Settings(
     migrate=False,
     # What a test does to the database, on this thread, must not wait for a sealing that waits for this thread.
     upkeep=False,
+    bridge=False,
+    spool_dir=Path("unused"),
+    spool_limit=1024 * 1024 * 1024,
     member_read="own",
     max_body=16 * 1024 * 1024,
     rate_limit=0.0,
@@ -127,7 +130,7 @@ def _database(url_of: Callable[[str], str], template: str) -> Iterator[str]:
 @pytest.fixture
 def settings() -> Settings:
     """Settings as a test wants them; override the fixture, or use dataclasses.replace."""
-    return _SETTINGS
+    return SETTINGS
 
 
 @pytest.fixture
