@@ -11,6 +11,7 @@ from service.db import Database
 from service.held import Held, Share
 from service.metrics import Metrics
 from service.settings import Settings
+from service.standbys import Standbys
 
 
 @dataclass(slots=True)
@@ -22,6 +23,7 @@ class Lifecycle:
 
 SETTINGS = web.AppKey("settings", Settings)
 DATABASE = web.AppKey("database", Database)
+STANDBYS = web.AppKey("standbys", Standbys)
 AUTHENTICATOR = web.AppKey("authenticator", Authenticator)
 METRICS = web.AppKey("metrics", Metrics)
 OPENAPI = web.AppKey("openapi", bytes)
