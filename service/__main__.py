@@ -66,7 +66,7 @@ def serve(*, migrate: bool) -> None:
     with _current_database(settings) as (url, embedded), _told():
         if settings.schema == "own" and settings.database_url:
             if migrate or settings.migrate:
-                migrations.apply(url)
+                migrations.apply(_session_url(settings, url))
             elif missing := migrations.pending(url):
                 message = f"the database lacks {len(missing)} migrations, {missing[0]} first: run bridgelog migrate"
                 raise click.ClickException(message)
@@ -106,7 +106,7 @@ def migrate(*, check: bool) -> None:
         raise click.ClickException("BRIDGELOG_SCHEMA=foreign: the schema belongs to another system")
     with _database(settings) as (url, _), _told():
         if not check:
-            for name in migrations.apply(url):
+            for name in migrations.apply(_session_url(settings, url)):
                 click.echo(f"applied {name}")
             click.echo("the schema is current")
             return
@@ -285,7 +285,7 @@ def demo(*, interceptions: int, seed: int, if_empty: bool, beside_others: bool) 
     settings = _settings()
     with _current_database(settings) as (url, _), _told():
         try:
-            _run(_with(settings, url, fill))
+            _run(_with(settings, _session_url(settings, url), fill))
         except demo_data.ForeignRecords:
             message = "the database holds other people's records: --beside-others fills it all the same"
             raise click.ClickException(message) from None
@@ -350,6 +350,15 @@ def _database(settings: Settings) -> Iterator[tuple[str, Embedded | None]]:
         embedded.close()
 
 
+def _session_url(settings: Settings, url: str) -> str:
+    """Where locks of a session hold; a pooler of transactions would lose them."""
+    found = settings.session_url(url)
+    if found is None:
+        message = "this does not go through pgbouncer: set BRIDGELOG_DIRECT_DATABASE_URL to PostgreSQL itself"
+        raise click.ClickException(message)
+    return found
+
+
 @contextlib.contextmanager
 def _current_database(settings: Settings) -> Iterator[tuple[str, Embedded | None]]:
     """As `_database`; the embedded one has its schema current."""
@@ -387,6 +396,8 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
 
 
 async def _with(settings: Settings, url: str, work: Callable[[db.Database], Awaitable[T]]) -> T:
+    if direct := settings.direct_database_url:
+        settings, url = replace(settings, pgbouncer=False), direct
     database = await db.connect(settings, url, statements.load())
     try:
         return await work(database)

@@ -22,12 +22,14 @@ from service.context import (
     RATE,
     SETTINGS,
     SLOTS,
+    STANDBYS,
     Lifecycle,
 )
 from service.held import Held
 from service.limits import Rate, Slots
 from service.metrics import Metrics
 from service.settings import Settings
+from service.standbys import Standbys
 from service.switch import follow_request_logging
 from service.upkeep import keep_rollups
 
@@ -61,15 +63,22 @@ def build_app(settings: Settings, *, database_url: str) -> web.Application:
             database, member_read=settings.member_read, failures=_failures(settings.failed_sign_ins)
         )
         app[METRICS] = Metrics(database)
+        standbys = Standbys(settings, database, loaded, metrics=app[METRICS])
+        app[STANDBYS] = standbys
+        await standbys.look()
         yield
+        await standbys.close()
         await database.close()
 
     async def background(app: web.Application) -> AsyncIterator[None]:
         """What goes on besides requests."""
         database, gauge = app[DATABASE], app[METRICS].request_logging
         tasks = []
+        if settings.read_database_url:
+            tasks.append(asyncio.create_task(_for_ever("standbys", app[STANDBYS].watch)))
         if settings.schema == "own":
-            follow = functools.partial(follow_request_logging, database_url, database, gauge=gauge)
+            told_at = settings.session_url(database_url)
+            follow = functools.partial(follow_request_logging, told_at, database, gauge=gauge)
             tasks.append(asyncio.create_task(_for_ever("request logging", follow)))
         if settings.schema == "own" and settings.upkeep:
             tasks.append(asyncio.create_task(_for_ever("rollups", functools.partial(keep_rollups, database))))

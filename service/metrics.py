@@ -44,6 +44,30 @@ class Metrics:
             ("outcome",),
             registry=self.registry,
         )
+        self.reads = Counter(
+            "bridgelog_standby_reads",
+            "Reads where there are standbys, by who answered: a standby, or why it was the primary.",
+            ("outcome",),
+            registry=self.registry,
+        )
+        self.standby_in_use = Gauge(
+            "bridgelog_standby_in_use",
+            "Whether a standby is read from (1) or not (0).",
+            ("host",),
+            registry=self.registry,
+        )
+        self.standby_lag_seconds = Gauge(
+            "bridgelog_standby_lag_seconds",
+            "For how long the primary has been ahead of a standby.",
+            ("host",),
+            registry=self.registry,
+        )
+        self.standby_lag_bytes = Gauge(
+            "bridgelog_standby_lag_bytes",
+            "How much of its primary's log a standby has not replayed.",
+            ("host",),
+            registry=self.registry,
+        )
         connections = Gauge(
             "bridgelog_database_connections",
             "Connections of the pool to PostgreSQL, by state.",

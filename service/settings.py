@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Literal, cast
+from urllib.parse import parse_qs, urlsplit
 
 from environs import EnvError, FileAwareEnv
 from marshmallow import ValidationError
@@ -41,7 +42,12 @@ class InvalidSettings(Exception):
 class Settings:
     """The settings of one process; field `x` is the variable BRIDGELOG_X. Times are in seconds, sizes in bytes."""
 
-    database_url: str | None = field(repr=False)  # it holds a password
+    # They hold passwords.
+    database_url: str | None = field(repr=False)
+    read_database_url: str | None = field(repr=False)
+    direct_database_url: str | None = field(repr=False)
+    pgbouncer: bool
+    max_replication_lag: float
     data_dir: Path
     host: str
     port: int
@@ -71,6 +77,10 @@ class Settings:
     log_format: Literal["auto", "json", "console"]
     log_level: str
 
+    def session_url(self, url: str) -> str | None:
+        """Where sessions last, for notifications, migrations and their locks; None where there is but a pooler."""
+        return self.direct_database_url or (None if self.pgbouncer else url)
+
 
 def read() -> Settings:
     """The settings of this process's environment; raises InvalidSettings on the first that cannot be used."""
@@ -78,7 +88,11 @@ def read() -> Settings:
     try:
         with env.prefixed("BRIDGELOG_"):
             settings = Settings(
-                database_url=_database_url(env),
+                database_url=_url(env, "DATABASE_URL"),
+                read_database_url=_url(env, "READ_DATABASE_URL"),
+                direct_database_url=_url(env, "DIRECT_DATABASE_URL"),
+                pgbouncer=env.bool("PGBOUNCER", False),
+                max_replication_lag=env.float("MAX_REPLICATION_LAG", 5.0, validate=Range(min=1)),
                 data_dir=_data_dir(env),
                 host=env.str("HOST", "127.0.0.1", validate=Length(min=1)),
                 port=env.int("PORT", 8080, validate=Range(0, 65535)),
@@ -112,10 +126,31 @@ def read() -> Settings:
             )
     except (EnvError, ValueError) as problem:
         raise InvalidSettings(str(problem)) from problem
-    if settings.schema == "foreign" and not settings.database_url:
-        message = 'Environment variable "BRIDGELOG_SCHEMA" can be foreign only where BRIDGELOG_DATABASE_URL is set'
-        raise InvalidSettings(message)
+    _check_together(settings)
     return settings
+
+
+def _check_together(settings: Settings) -> None:
+    if url := settings.read_database_url:
+        query = parse_qs(urlsplit(url).query)
+        if query.get("target_session_attrs") in (["read-write"], ["primary"]):
+            message = "BRIDGELOG_READ_DATABASE_URL names standbys: its target_session_attrs cannot ask for a primary"
+            raise InvalidSettings(message)
+        if not urlsplit(url).netloc.rpartition("@")[2] and "host" not in query:
+            message = "BRIDGELOG_READ_DATABASE_URL must name a host"
+            raise InvalidSettings(message)
+    if settings.database_url:
+        return
+    for name, is_set in (
+        ("SCHEMA", settings.schema == "foreign"),
+        ("READ_DATABASE_URL", settings.read_database_url is not None),
+        ("DIRECT_DATABASE_URL", settings.direct_database_url is not None),
+        ("PGBOUNCER", settings.pgbouncer),
+    ):
+        if is_set:
+            value = "foreign" if name == "SCHEMA" else "set"
+            message = f'Environment variable "BRIDGELOG_{name}" can be {value} only where BRIDGELOG_DATABASE_URL is set'
+            raise InvalidSettings(message)
 
 
 def _choice(env: FileAwareEnv, name: str, default: str, *others: str) -> str:
@@ -139,14 +174,14 @@ def _networks(env: FileAwareEnv, name: str) -> tuple[IPv4Network | IPv6Network, 
         raise InvalidSettings(message) from None
 
 
-def _database_url(env: FileAwareEnv) -> str | None:
-    url = str(env.str("DATABASE_URL", "")).strip()
+def _url(env: FileAwareEnv, name: str) -> str | None:
+    url = str(env.str(name, "")).strip()
     if url and not re.match(r"postgres(ql)?://", url):
-        message = 'Environment variable "BRIDGELOG_DATABASE_URL" must begin with postgresql://'
+        message = f'Environment variable "BRIDGELOG_{name}" must begin with postgresql://'
         raise InvalidSettings(message)
     if url and not _URL.fullmatch(url):
         message = (
-            'Environment variable "BRIDGELOG_DATABASE_URL" must have the form '
+            f'Environment variable "BRIDGELOG_{name}" must have the form '
             "postgresql://USER:PASSWORD@HOST:PORT/NAME?KEY=VALUE; "
             "what is neither letter nor digit in a user or a password is percent-encoded"
         )

@@ -30,6 +30,10 @@ MakeClient = Callable[..., Awaitable[Client]]
 
 _SETTINGS = Settings(
     database_url=None,
+    read_database_url=None,
+    direct_database_url=None,
+    pgbouncer=False,
+    max_replication_lag=5.0,
     data_dir=Path("unused"),
     host="127.0.0.1",
     port=0,
