@@ -13,6 +13,7 @@ from service import db, middleware, openapi, routes, statements
 from service.auth import Authenticator
 from service.context import AUTHENTICATOR, DATABASE, LIFECYCLE, METRICS, OPENAPI, SETTINGS, Lifecycle
 from service.metrics import Metrics
+from service.retention import keep_retention
 from service.settings import Settings
 from service.switch import follow_request_logging
 from service.upkeep import keep_rollups
@@ -51,6 +52,9 @@ def build_app(settings: Settings, *, database_url: str) -> web.Application:
             tasks.append(asyncio.create_task(_for_ever("request logging", follow)))
         if settings.schema == "own" and settings.upkeep:
             tasks.append(asyncio.create_task(_for_ever("rollups", functools.partial(keep_rollups, database))))
+            if settings.retention or settings.content_retention:
+                keep = functools.partial(keep_retention, database, settings, metrics=app[METRICS])
+                tasks.append(asyncio.create_task(_for_ever("retention", keep)))
         yield
         for task in tasks:
             task.cancel()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Literal, cast
 
@@ -16,6 +17,9 @@ from environs import EnvError, FileAwareEnv
 from marshmallow.validate import Length, OneOf, Range
 
 MIB = 1024 * 1024
+
+_UNITS = {"d": "days", "h": "hours"}
+_LONGEST_RETENTION = timedelta(days=36_500)
 
 
 class InvalidSettings(Exception):
@@ -33,6 +37,8 @@ class Settings:
     schema: Literal["own", "foreign"]
     migrate: bool
     upkeep: bool
+    retention: timedelta
+    content_retention: timedelta
     member_read: Literal["own", "none"]
     max_body: int
     pool_size: int
@@ -56,6 +62,8 @@ def read() -> Settings:
                 schema=cast("Literal['own', 'foreign']", _choice(env, "SCHEMA", "own", "foreign")),
                 migrate=env.bool("MIGRATE", False),
                 upkeep=env.bool("UPKEEP", True),
+                retention=_retention(env, "RETENTION"),
+                content_retention=_retention(env, "CONTENT_RETENTION"),
                 member_read=cast("Literal['own', 'none']", _choice(env, "MEMBER_READ", "own", "none")),
                 max_body=env.int("MAX_BODY", 16 * MIB, validate=Range(min=1024)),
                 pool_size=env.int("POOL_SIZE", 10, validate=Range(1, 1000)),
@@ -72,11 +80,30 @@ def read() -> Settings:
     if settings.schema == "foreign" and not settings.database_url:
         message = 'Environment variable "BRIDGELOG_SCHEMA" can be foreign only where BRIDGELOG_DATABASE_URL is set'
         raise InvalidSettings(message)
+    if settings.schema == "foreign" and (settings.retention or settings.content_retention):
+        message = (
+            'Environment variables "BRIDGELOG_RETENTION" and "BRIDGELOG_CONTENT_RETENTION" must be 0 where '
+            "BRIDGELOG_SCHEMA is foreign: nothing is deleted from a database that another system owns"
+        )
+        raise InvalidSettings(message)
     return settings
 
 
 def _choice(env: FileAwareEnv, name: str, default: str, *others: str) -> str:
     return str(env.str(name, default, validate=OneOf([default, *others])))
+
+
+def _retention(env: FileAwareEnv, name: str) -> timedelta:
+    """How long to keep something; zero is for ever."""
+    found = re.fullmatch(r"0|([0-9]{1,7})([dh])", str(env.str(name, "0")))
+    kept = timedelta(**{_UNITS[found[2]]: int(found[1])}) if found and found[2] else timedelta()
+    if not found or kept > _LONGEST_RETENTION:
+        message = (
+            f'Environment variable "BRIDGELOG_{name}" must be a whole number of days or hours such as 90d or 36h, at most '
+            f"{_LONGEST_RETENTION.days}d, or 0 to keep everything for ever"
+        )
+        raise InvalidSettings(message)
+    return kept
 
 
 def _database_url(env: FileAwareEnv) -> str | None:
