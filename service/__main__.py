@@ -215,7 +215,8 @@ def erase_user(username: str, *, yes: bool) -> None:
         if found is None:
             raise click.ClickException(f"there is no user {_shown(username)}: see bridgelog users list")
         if not yes:
-            click.confirm(f"Erase {_shown(username)} ({found})? What is removed cannot be brought back.", abort=True)
+            question = f"Erase {_shown(username)} ({found})? What is removed cannot be brought back."
+            click.confirm(question, abort=True, err=True)
         removed = _run(_with(settings, url, lambda database: erase(database, found)))
     for kind in ("tokens", *erasure_store.KINDS):
         click.echo(f"{kind}\t{removed[kind]}")
