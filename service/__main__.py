@@ -217,7 +217,8 @@ def erase_user(username: str, *, yes: bool) -> None:
         if not yes:
             question = f"Erase {_shown(username)} ({found})? What is removed cannot be brought back."
             click.confirm(question, abort=True, err=True)
-        removed = _run(_with(settings, url, lambda database: erase(database, found)))
+        at_length = replace(settings, statement_timeout=_DAY_SECONDS)
+        removed = _run(_with(at_length, url, lambda database: erase(database, found)))
     for kind in ("tokens", *erasure_store.KINDS):
         click.echo(f"{kind}\t{removed[kind]}")
 

@@ -99,12 +99,12 @@ async def remove(
 
     steps: list[tuple[Remove, Callable[[Batch], None]]] = []
     if limits.interceptions:
-        delete = functools.partial(retention.delete_interceptions, before=limits.interceptions, most=_MOST)
+        delete = functools.partial(retention.delete_interceptions, before=limits.interceptions)
         steps += [(functools.partial(delete, running=running), deleted) for running in (False, True)]
     if limits.content:
         async with database.transaction() as connection:
             await retention.note_removal(connection, before=limits.content)
-        empty = functools.partial(retention.remove_content, before=limits.content, most=_MOST)
+        empty = functools.partial(retention.remove_content, before=limits.content)
         steps += [(functools.partial(empty, kind=kind), emptied) for kind in retention.CONTENTS]
     for work, done in steps:
         if not await _in_batches(database, work, patient=patient, done=done):
@@ -129,13 +129,21 @@ async def due(database: Database, limits: Limits) -> tuple[list[Due], list[Due]]
 async def _in_batches(database: Database, work: Remove, *, patient: bool, done: Callable[[Batch], None]) -> bool:
     """Batch after batch until one finds nothing; False where another process is about it."""
     since: datetime | None = None
+    most = _MOST
     while True:
 
-        async def batch(connection: Connection, since: datetime | None = since) -> Batch | None:
-            return await work(connection, since=since) if await retention.try_take(connection) else None
+        async def batch(connection: Connection, since: datetime | None = since, most: int = most) -> Batch | None:
+            return await work(connection, since=since, most=most) if await retention.try_take(connection) else None
 
         begun = time.monotonic()
-        found = await database.settle(batch)
+        try:
+            found = await database.settle(batch)
+        except errors.TookTooLong:
+            # One interception may own tens of thousands of records.
+            if most == 1:
+                raise
+            most = max(1, most // 10)
+            continue
         if found is None:
             if not patient:
                 return False

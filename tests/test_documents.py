@@ -214,7 +214,9 @@ def test_the_changelog_has_the_version() -> None:
 
 
 def test_the_page_on_citus_speaks_of_every_statement_and_counts_them_right() -> None:
-    told = {row[0].strip("`"): row[1].rstrip(" †") for row in rows("docs/citus.md") if re.fullmatch(r"`\w+/\w+`", row[0])}
+    told = {
+        row[0].strip("`"): row[1].rstrip(" †") for row in rows("docs/citus.md") if re.fullmatch(r"`\w+/\w+`", row[0])
+    }
     assert sorted(told) == sorted(statements.load())
     classes = ["none", "single-shard", "multi-shard", "impossible"]
     assert set(told.values()) == set(classes)

@@ -21,12 +21,13 @@ from conftest import MakeClient, Person, interception
 from recorder import Recorder, count, running, thought, tool_usage, user_prompt, whole, without
 from rows import Sql, put
 
-from service import db, retention, settings, statements, upkeep
+from service import db, errors, retention, settings, statements, upkeep
 from service.db import Database
 from service.instants import parse as instant
 from service.retention import Limits
 from service.settings import Settings
 from service.store import interceptions, rollups, totals
+from service.store import retention as retention_store
 from service.store.interceptions import Criteria
 
 NOON = instant("2026-03-01T12:00:00Z")
@@ -194,6 +195,30 @@ async def test_what_somebody_is_writing_to_is_left_to_the_next_round(
         assert removed.deleted["interceptions"] == 4
     assert sql("SELECT id FROM aibridge_interceptions") == [(one["id"],)]
     assert (await retention.remove(database, limits(rows=NOON), patient=False)).deleted["interceptions"] == 1
+
+
+async def test_a_batch_that_takes_too_long_is_made_smaller(
+    database: Database, sql: Sql, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(sql, "interceptions", *({"started_at": str(NOON - n * HOUR)} for n in range(1, 31)))
+    delete, sizes = retention_store.delete_interceptions, []
+
+    async def slow(connection: db.Connection, **values: Any) -> Any:
+        sizes.append(values["most"])
+        if values["most"] > 1:
+            raise errors.TookTooLong
+        return await delete(connection, **values)
+
+    monkeypatch.setattr(retention_store, "delete_interceptions", slow)
+    assert (await retention.remove(database, limits(rows=NOON), patient=False)).deleted["interceptions"] == 30
+    assert sizes[:4] == [200, 20, 2, 1]
+
+    async def hopeless(_: db.Connection, **__: Any) -> Any:
+        raise errors.TookTooLong
+
+    monkeypatch.setattr(retention_store, "delete_interceptions", hopeless)
+    with pytest.raises(errors.TookTooLong):
+        await retention.remove(database, limits(rows=NOON), patient=False)
 
 
 # -- content ---------------------------------------------------------------------------------------------------------
