@@ -28,6 +28,7 @@ from service.context import (
 from service.held import Held
 from service.limits import Rate, Slots
 from service.metrics import Metrics
+from service.retention import keep_retention
 from service.settings import Settings
 from service.standbys import Standbys
 from service.switch import follow_request_logging
@@ -82,6 +83,9 @@ def build_app(settings: Settings, *, database_url: str) -> web.Application:
             tasks.append(asyncio.create_task(_for_ever("request logging", follow)))
         if settings.schema == "own" and settings.upkeep:
             tasks.append(asyncio.create_task(_for_ever("rollups", functools.partial(keep_rollups, database))))
+            if settings.retention or settings.content_retention:
+                keep = functools.partial(keep_retention, database, settings, metrics=app[METRICS])
+                tasks.append(asyncio.create_task(_for_ever("retention", keep)))
         yield
         for task in tasks:
             task.cancel()

@@ -68,6 +68,24 @@ class Metrics:
             ("host",),
             registry=self.registry,
         )
+        self.retention_deleted = Counter(
+            "bridgelog_retention_deleted_rows",
+            "Rows that retention has deleted, by kind.",
+            ("kind",),
+            registry=self.registry,
+        )
+        self.retention_emptied = Counter(
+            "bridgelog_retention_removed_content",
+            "Prompts, tool inputs and thoughts whose content retention has removed, by kind.",
+            ("kind",),
+            registry=self.registry,
+        )
+        self.retention_behind = Gauge(
+            "bridgelog_retention_behind_seconds",
+            "For how long the oldest of what is still there has been due to be removed; 0 where nothing is.",
+            ("what",),
+            registry=self.registry,
+        )
         connections = Gauge(
             "bridgelog_database_connections",
             "Connections of the pool to PostgreSQL, by state.",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, field
+from datetime import timedelta
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Literal, cast
@@ -33,6 +34,9 @@ _URL = re.compile(
     rf"(?:/{_PLAIN}*)?(?:\?[a-z_]+={_VALUE}*(?:&[a-z_]+={_VALUE}*)*)?"
 )
 
+_UNITS = {"d": "days", "h": "hours"}
+_LONGEST_RETENTION = timedelta(days=36_500)
+
 
 class InvalidSettings(Exception):
     """A setting that cannot be used; the text names the variable and what it takes."""
@@ -54,6 +58,8 @@ class Settings:
     schema: Literal["own", "foreign"]
     migrate: bool
     upkeep: bool
+    retention: timedelta
+    content_retention: timedelta
     member_read: Literal["own", "none"]
     max_body: int
     rate_limit: float
@@ -99,6 +105,8 @@ def read() -> Settings:
                 schema=cast("Literal['own', 'foreign']", _choice(env, "SCHEMA", "own", "foreign")),
                 migrate=env.bool("MIGRATE", False),
                 upkeep=env.bool("UPKEEP", True),
+                retention=_retention(env, "RETENTION"),
+                content_retention=_retention(env, "CONTENT_RETENTION"),
                 member_read=cast("Literal['own', 'none']", _choice(env, "MEMBER_READ", "own", "none")),
                 max_body=env.int("MAX_BODY", 16 * MIB, validate=Range(min=1024)),
                 rate_limit=env.float("RATE_LIMIT", 0.0, validate=_rate),
@@ -139,6 +147,12 @@ def _check_together(settings: Settings) -> None:
         if not urlsplit(url).netloc.rpartition("@")[2] and "host" not in query:
             message = "BRIDGELOG_READ_DATABASE_URL must name a host"
             raise InvalidSettings(message)
+    if settings.schema == "foreign" and (settings.retention or settings.content_retention):
+        message = (
+            'Environment variables "BRIDGELOG_RETENTION" and "BRIDGELOG_CONTENT_RETENTION" must be 0 where '
+            "BRIDGELOG_SCHEMA is foreign: nothing is deleted from a database that another system owns"
+        )
+        raise InvalidSettings(message)
     if settings.database_url:
         return
     for name, is_set in (
@@ -172,6 +186,19 @@ def _networks(env: FileAwareEnv, name: str) -> tuple[IPv4Network | IPv6Network, 
             f'Environment variable "BRIDGELOG_{name}" must be networks such as 10.0.0.0/8, with commas between them'
         )
         raise InvalidSettings(message) from None
+
+
+def _retention(env: FileAwareEnv, name: str) -> timedelta:
+    """How long to keep something; zero is for ever."""
+    found = re.fullmatch(r"0|([0-9]{1,7})([dh])", str(env.str(name, "0")))
+    kept = timedelta(**{_UNITS[found[2]]: int(found[1])}) if found and found[2] else timedelta()
+    if not found or kept > _LONGEST_RETENTION:
+        message = (
+            f'Environment variable "BRIDGELOG_{name}" must be a whole number of days or hours such as 90d or 36h, at most '
+            f"{_LONGEST_RETENTION.days}d, or 0 to keep everything for ever"
+        )
+        raise InvalidSettings(message)
+    return kept
 
 
 def _url(env: FileAwareEnv, name: str) -> str | None:

@@ -6,6 +6,7 @@ import itertools
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -41,6 +42,8 @@ _SETTINGS = Settings(
     migrate=False,
     # What a test does to the database, on this thread, must not wait for a sealing that waits for this thread.
     upkeep=False,
+    retention=timedelta(),
+    content_retention=timedelta(),
     member_read="own",
     max_body=16 * 1024 * 1024,
     rate_limit=0.0,
