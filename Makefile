@@ -11,7 +11,11 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
+<<<<<<< HEAD
 .PHONY: help run standin test test-faults soak lint audit lint-deploy container-test format bench secrets clean
+=======
+.PHONY: help run test test-faults soak cluster-test lint audit lint-deploy container-test format bench secrets clean
+>>>>>>> main
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
@@ -36,6 +40,9 @@ test-faults: .venv/.dev ## every failure of the database and of clients under lo
 
 soak: .venv/.dev ## the tests of many writers at once, a minute each
 	BRIDGELOG_TEST_SOAK=1 $(BIN)/python -m pytest -n 0 tests/test_concurrency.py tests/test_proxy.py tests/test_rollups.py tests/test_rollup_races.py
+
+cluster-test: .venv/.run ## kill leaders of a Patroni cluster under load; needs etcd, Patroni and PostgreSQL; minutes; ARGS="--kills 3"
+	$(BIN)/python deploy/cluster-test $(ARGS)
 
 lint: .venv/.dev ## style, types, layers and SQL; changes nothing
 	$(BIN)/ruff check

@@ -1,4 +1,4 @@
-"""The command line: serve, migrate, users, tokens, rollups, demo, import."""
+"""The command line: serve, migrate, users, tokens, rollups, retention, demo, import."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import contextlib
 import os
 import shlex
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,7 +17,7 @@ from uuid import UUID, uuid4
 import click
 import structlog
 
-from service import db, errors, instants, jsontext, logs, migrations, server, statements, upkeep
+from service import db, erasure, errors, instants, jsontext, logs, migrations, retention, server, statements, upkeep
 from service import settings as configuration
 from service.app import build_app
 from service.embedded import Embedded, EmbeddedError
@@ -25,6 +25,7 @@ from service.identifiers import parse_uuid
 from service.importing import Report, import_stream
 from service.settings import Settings
 from service.store import demo as demo_data
+from service.store import erasure as erasure_store
 from service.store import interceptions as interception_store
 from service.store import rollups as rollup_store
 from service.store import tokens as token_store
@@ -66,7 +67,7 @@ def serve(*, migrate: bool) -> None:
     with _current_database(settings) as (url, embedded), _told():
         if settings.schema == "own" and settings.database_url:
             if migrate or settings.migrate:
-                migrations.apply(url)
+                migrations.apply(_session_url(settings, url))
             elif missing := migrations.pending(url):
                 message = f"the database lacks {len(missing)} migrations, {missing[0]} first: run bridgelog migrate"
                 raise click.ClickException(message)
@@ -106,7 +107,7 @@ def migrate(*, check: bool) -> None:
         raise click.ClickException("BRIDGELOG_SCHEMA=foreign: the schema belongs to another system")
     with _database(settings) as (url, _), _told():
         if not check:
-            for name in migrations.apply(url):
+            for name in migrations.apply(_session_url(settings, url)):
                 click.echo(f"applied {name}")
             click.echo("the schema is current")
             return
@@ -185,6 +186,43 @@ def activate_user(username: str) -> None:
     _set_status(username, "active")
 
 
+@users.command("erase")
+@click.argument("username")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def erase_user(username: str, *, yes: bool) -> None:
+    """Remove a person's names, tokens and content everywhere, and keep the counts.
+
+    USERNAME may also be the id of a user, or of an initiator who is none. Safe to repeat.
+    """
+    settings = _settings()
+    initiator_id = parse_uuid(username)
+
+    async def find(database: db.Database) -> UUID | None:
+        async with database.connection() as connection:
+            found = await user_store.find_id(connection, username=_findable(username))
+            if found is None and initiator_id and await erasure_store.is_known(connection, user_id=initiator_id):
+                return initiator_id
+            return found
+
+    async def erase(database: db.Database, found: UUID) -> Mapping[str, int]:
+        with click.progressbar(length=0, label="erasing", file=sys.stderr) as bar:
+            return await erasure.erase(
+                database, user_id=found, progress=lambda removed: bar.update(removed["interceptions"])
+            )
+
+    with _current_database(settings) as (url, _), _told():
+        found = _run(_with(settings, url, find))
+        if found is None:
+            raise click.ClickException(f"there is no user {logs.visible(username)}: see bridgelog users list")
+        if not yes:
+            question = f"Erase {logs.visible(username)} ({found})? What is removed cannot be brought back."
+            click.confirm(question, abort=True, err=True)
+        at_length = replace(settings, statement_timeout=_DAY_SECONDS)
+        removed = _run(_with(at_length, url, lambda database: erase(database, found)))
+    for kind in ("tokens", *erasure_store.KINDS):
+        click.echo(f"{kind}\t{removed[kind]}")
+
+
 @main.group()
 def tokens() -> None:
     """What users sign in with."""
@@ -257,6 +295,45 @@ def rebuild_rollups() -> None:
     click.echo("the rollups are rebuilt")
 
 
+@main.group("retention")
+def retention_group() -> None:
+    """What is older than it may be."""
+
+
+@retention_group.command("run")
+@click.option("--dry-run", is_flag=True, help="Remove nothing; say what would go.")
+def run_retention(*, dry_run: bool) -> None:
+    """Remove once, now, what is older than BRIDGELOG_RETENTION and BRIDGELOG_CONTENT_RETENTION allow."""
+    settings = _settings()
+    limits = retention.Limits.of(settings, now=datetime.now(UTC))
+    if limits.interceptions is None and limits.content is None:
+        click.echo("BRIDGELOG_RETENTION and BRIDGELOG_CONTENT_RETENTION keep everything: nothing to remove")
+        return
+    if dry_run:
+        rows, content = _at_length(lambda database: retention.due(database, limits))
+        for what, dues in (("would delete", rows), ("would remove the content of", content)):
+            for due in dues:
+                span = f"{instants.format(due.oldest)} to {instants.format(due.newest)}"
+                click.echo(f"{what}\t{due.kind}\t{due.found}\t{span}")
+        if not rows and not content:
+            click.echo("nothing to remove")
+        return
+    with click.progressbar(length=0, label="removing", file=sys.stderr) as bar:
+        removed = _at_length(
+            lambda database: retention.remove(
+                database,
+                limits,
+                patient=True,
+                progress=lambda some: bar.update(some.deleted["interceptions"] + some.emptied.total()),
+            )
+        )
+    for what, counted in (("deleted", removed.deleted), ("removed the content of", removed.emptied)):
+        for kind, number in counted.items():
+            click.echo(f"{what}\t{kind}\t{number}")
+    if not removed.deleted and not removed.emptied:
+        click.echo("nothing to remove")
+
+
 @main.command()
 @click.option("--interceptions", type=click.IntRange(min=1), required=True, help="How many there shall be.")
 @click.option("--seed", type=click.IntRange(0, demo_data.SEEDS.stop - 1), default=1, show_default=True)
@@ -285,7 +362,7 @@ def demo(*, interceptions: int, seed: int, if_empty: bool, beside_others: bool) 
     settings = _settings()
     with _current_database(settings) as (url, _), _told():
         try:
-            _run(_with(settings, url, fill))
+            _run(_with(settings, _session_url(settings, url), fill))
         except demo_data.ForeignRecords:
             message = "the database holds other people's records: --beside-others fills it all the same"
             raise click.ClickException(message) from None
@@ -350,6 +427,15 @@ def _database(settings: Settings) -> Iterator[tuple[str, Embedded | None]]:
         embedded.close()
 
 
+def _session_url(settings: Settings, url: str) -> str:
+    """Where locks of a session hold; a pooler of transactions would lose them."""
+    found = settings.session_url(url)
+    if found is None:
+        message = "this does not go through pgbouncer: set BRIDGELOG_DIRECT_DATABASE_URL to PostgreSQL itself"
+        raise click.ClickException(message)
+    return found
+
+
 @contextlib.contextmanager
 def _current_database(settings: Settings) -> Iterator[tuple[str, Embedded | None]]:
     """As `_database`; the embedded one has its schema current."""
@@ -387,6 +473,8 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
 
 
 async def _with(settings: Settings, url: str, work: Callable[[db.Database], Awaitable[T]]) -> T:
+    if direct := settings.direct_database_url:
+        settings, url = replace(settings, pgbouncer=False), direct
     database = await db.connect(settings, url, statements.load())
     try:
         return await work(database)

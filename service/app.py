@@ -24,12 +24,15 @@ from service.context import (
     RATE,
     SETTINGS,
     SLOTS,
+    STANDBYS,
     Lifecycle,
 )
 from service.held import Held
 from service.limits import Rate, Slots
 from service.metrics import Metrics
+from service.retention import keep_retention
 from service.settings import Settings
+from service.standbys import Standbys
 from service.switch import follow_request_logging
 from service.upkeep import keep_rollups
 
@@ -63,7 +66,11 @@ def build_app(settings: Settings, *, database_url: str) -> web.Application:
             database, member_read=settings.member_read, failures=_failures(settings.failed_sign_ins)
         )
         app[METRICS] = Metrics(database)
+        standbys = Standbys(settings, database, loaded, metrics=app[METRICS])
+        app[STANDBYS] = standbys
+        await standbys.look()
         yield
+        await standbys.close()
         await database.close()
 
     async def recording(app: web.Application) -> AsyncIterator[None]:
@@ -77,11 +84,17 @@ def build_app(settings: Settings, *, database_url: str) -> web.Application:
         """What goes on besides requests."""
         database, gauge = app[DATABASE], app[METRICS].request_logging
         tasks = []
+        if settings.read_database_url:
+            tasks.append(asyncio.create_task(_for_ever("standbys", app[STANDBYS].watch)))
         if settings.schema == "own":
-            follow = functools.partial(follow_request_logging, database_url, database, gauge=gauge)
+            told_at = settings.session_url(database_url)
+            follow = functools.partial(follow_request_logging, told_at, database, gauge=gauge)
             tasks.append(asyncio.create_task(_for_ever("request logging", follow)))
         if settings.schema == "own" and settings.upkeep:
             tasks.append(asyncio.create_task(_for_ever("rollups", functools.partial(keep_rollups, database))))
+            if settings.retention or settings.content_retention:
+                keep = functools.partial(keep_retention, database, settings, metrics=app[METRICS])
+                tasks.append(asyncio.create_task(_for_ever("retention", keep)))
         yield
         for task in tasks:
             task.cancel()

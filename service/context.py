@@ -14,6 +14,7 @@ from service.limits import Rate, Slots, Standing
 from service.metrics import Metrics
 from service.peers import Address
 from service.settings import Settings
+from service.standbys import Standbys
 
 
 @dataclass(slots=True)
@@ -36,6 +37,7 @@ class Backlog:
 
 SETTINGS = web.AppKey("settings", Settings)
 DATABASE = web.AppKey("database", Database)
+STANDBYS = web.AppKey("standbys", Standbys)
 AUTHENTICATOR = web.AppKey("authenticator", Authenticator)
 METRICS = web.AppKey("metrics", Metrics)
 OPENAPI = web.AppKey("openapi", bytes)

@@ -277,4 +277,6 @@ class SpoolFull(RecordingUnavailable):
 CONSTRAINTS: dict[str, type[Refusal]] = {
     "users_username_lower_idx": UsernameTaken,
     "users_pkey": UserExists,
+    # A thought that is being recorded met the removal of one of the same instant.
+    "aibridge_model_thoughts_identity_idx": Contention,
 }

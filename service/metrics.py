@@ -44,6 +44,7 @@ class Metrics:
             ("outcome",),
             registry=self.registry,
         )
+<<<<<<< HEAD
         self.recorder_waiting = Gauge(
             "bridgelog_recorder_waiting_records",
             "Records of the bridge that wait to be written to the database.",
@@ -78,6 +79,49 @@ class Metrics:
             "Where the spool takes no new interceptions.",
             registry=self.registry,
             multiprocess_mode="livemax",
+=======
+        self.reads = Counter(
+            "bridgelog_standby_reads",
+            "Reads where there are standbys, by who answered: a standby, or why it was the primary.",
+            ("outcome",),
+            registry=self.registry,
+        )
+        self.standby_in_use = Gauge(
+            "bridgelog_standby_in_use",
+            "Whether a standby is read from (1) or not (0).",
+            ("host",),
+            registry=self.registry,
+        )
+        self.standby_lag_seconds = Gauge(
+            "bridgelog_standby_lag_seconds",
+            "For how long the primary has been ahead of a standby.",
+            ("host",),
+            registry=self.registry,
+        )
+        self.standby_lag_bytes = Gauge(
+            "bridgelog_standby_lag_bytes",
+            "How much of its primary's log a standby has not replayed.",
+            ("host",),
+            registry=self.registry,
+        )
+        self.retention_deleted = Counter(
+            "bridgelog_retention_deleted_rows",
+            "Rows that retention has deleted, by kind.",
+            ("kind",),
+            registry=self.registry,
+        )
+        self.retention_emptied = Counter(
+            "bridgelog_retention_removed_content",
+            "Prompts, tool inputs and thoughts whose content retention has removed, by kind.",
+            ("kind",),
+            registry=self.registry,
+        )
+        self.retention_behind = Gauge(
+            "bridgelog_retention_behind_seconds",
+            "For how long the oldest of what is still there has been due to be removed; 0 where nothing is.",
+            ("what",),
+            registry=self.registry,
+>>>>>>> main
         )
         connections = Gauge(
             "bridgelog_database_connections",

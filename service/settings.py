@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, field
+from datetime import timedelta
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Literal, cast
+from urllib.parse import parse_qs, urlsplit
 
 from environs import EnvError, FileAwareEnv
 from marshmallow import ValidationError
@@ -32,6 +34,9 @@ _URL = re.compile(
     rf"(?:/{_PLAIN}*)?(?:\?[a-z_]+={_VALUE}*(?:&[a-z_]+={_VALUE}*)*)?"
 )
 
+_UNITS = {"d": "days", "h": "hours"}
+_LONGEST_RETENTION = timedelta(days=36_500)
+
 
 class InvalidSettings(Exception):
     """A setting that cannot be used; the text names the variable and what it takes."""
@@ -41,16 +46,26 @@ class InvalidSettings(Exception):
 class Settings:
     """The settings of one process; field `x` is the variable BRIDGELOG_X. Times are in seconds, sizes in bytes."""
 
-    database_url: str | None = field(repr=False)  # it holds a password
+    # They hold passwords.
+    database_url: str | None = field(repr=False)
+    read_database_url: str | None = field(repr=False)
+    direct_database_url: str | None = field(repr=False)
+    pgbouncer: bool
+    max_replication_lag: float
     data_dir: Path
     host: str
     port: int
     schema: Literal["own", "foreign"]
     migrate: bool
     upkeep: bool
+<<<<<<< HEAD
     bridge: bool
     spool_dir: Path
     spool_limit: int
+=======
+    retention: timedelta
+    content_retention: timedelta
+>>>>>>> main
     member_read: Literal["own", "none"]
     max_body: int
     rate_limit: float
@@ -74,6 +89,10 @@ class Settings:
     log_format: Literal["auto", "json", "console"]
     log_level: str
 
+    def session_url(self, url: str) -> str | None:
+        """Where sessions last, for notifications, migrations and their locks; None where there is but a pooler."""
+        return self.direct_database_url or (None if self.pgbouncer else url)
+
 
 def read() -> Settings:
     """The settings of this process's environment; raises InvalidSettings on the first that cannot be used."""
@@ -81,16 +100,25 @@ def read() -> Settings:
     try:
         with env.prefixed("BRIDGELOG_"):
             settings = Settings(
-                database_url=_database_url(env),
+                database_url=_url(env, "DATABASE_URL"),
+                read_database_url=_url(env, "READ_DATABASE_URL"),
+                direct_database_url=_url(env, "DIRECT_DATABASE_URL"),
+                pgbouncer=env.bool("PGBOUNCER", False),
+                max_replication_lag=env.float("MAX_REPLICATION_LAG", 5.0, validate=Range(min=1)),
                 data_dir=_data_dir(env),
                 host=env.str("HOST", "127.0.0.1", validate=Length(min=1)),
                 port=env.int("PORT", 8080, validate=Range(0, 65535)),
                 schema=cast("Literal['own', 'foreign']", _choice(env, "SCHEMA", "own", "foreign")),
                 migrate=env.bool("MIGRATE", False),
                 upkeep=env.bool("UPKEEP", True),
+<<<<<<< HEAD
                 bridge=env.bool("BRIDGE", True),
                 spool_dir=_spool_dir(env),
                 spool_limit=env.int("SPOOL_LIMIT", 1024 * MIB, validate=Range(min=MIB)),
+=======
+                retention=_retention(env, "RETENTION"),
+                content_retention=_retention(env, "CONTENT_RETENTION"),
+>>>>>>> main
                 member_read=cast("Literal['own', 'none']", _choice(env, "MEMBER_READ", "own", "none")),
                 max_body=env.int("MAX_BODY", 16 * MIB, validate=Range(min=1024)),
                 rate_limit=env.float("RATE_LIMIT", 0.0, validate=_rate),
@@ -118,10 +146,37 @@ def read() -> Settings:
             )
     except (EnvError, ValueError) as problem:
         raise InvalidSettings(str(problem)) from problem
-    if settings.schema == "foreign" and not settings.database_url:
-        message = 'Environment variable "BRIDGELOG_SCHEMA" can be foreign only where BRIDGELOG_DATABASE_URL is set'
-        raise InvalidSettings(message)
+    _check_together(settings)
     return settings
+
+
+def _check_together(settings: Settings) -> None:
+    if url := settings.read_database_url:
+        query = parse_qs(urlsplit(url).query)
+        if query.get("target_session_attrs") in (["read-write"], ["primary"]):
+            message = "BRIDGELOG_READ_DATABASE_URL names standbys: its target_session_attrs cannot ask for a primary"
+            raise InvalidSettings(message)
+        if not urlsplit(url).netloc.rpartition("@")[2] and "host" not in query:
+            message = "BRIDGELOG_READ_DATABASE_URL must name a host"
+            raise InvalidSettings(message)
+    if settings.schema == "foreign" and (settings.retention or settings.content_retention):
+        message = (
+            'Environment variables "BRIDGELOG_RETENTION" and "BRIDGELOG_CONTENT_RETENTION" must be 0 where '
+            "BRIDGELOG_SCHEMA is foreign: nothing is deleted from a database that another system owns"
+        )
+        raise InvalidSettings(message)
+    if settings.database_url:
+        return
+    for name, is_set in (
+        ("SCHEMA", settings.schema == "foreign"),
+        ("READ_DATABASE_URL", settings.read_database_url is not None),
+        ("DIRECT_DATABASE_URL", settings.direct_database_url is not None),
+        ("PGBOUNCER", settings.pgbouncer),
+    ):
+        if is_set:
+            value = "foreign" if name == "SCHEMA" else "set"
+            message = f'Environment variable "BRIDGELOG_{name}" can be {value} only where BRIDGELOG_DATABASE_URL is set'
+            raise InvalidSettings(message)
 
 
 def _choice(env: FileAwareEnv, name: str, default: str, *others: str) -> str:
@@ -145,14 +200,27 @@ def _networks(env: FileAwareEnv, name: str) -> tuple[IPv4Network | IPv6Network, 
         raise InvalidSettings(message) from None
 
 
-def _database_url(env: FileAwareEnv) -> str | None:
-    url = str(env.str("DATABASE_URL", "")).strip()
+def _retention(env: FileAwareEnv, name: str) -> timedelta:
+    """How long to keep something; zero is for ever."""
+    found = re.fullmatch(r"0|([0-9]{1,7})([dh])", str(env.str(name, "0")))
+    kept = timedelta(**{_UNITS[found[2]]: int(found[1])}) if found and found[2] else timedelta()
+    if not found or kept > _LONGEST_RETENTION:
+        message = (
+            f'Environment variable "BRIDGELOG_{name}" must be a whole number of days or hours such as 90d or 36h, at most '
+            f"{_LONGEST_RETENTION.days}d, or 0 to keep everything for ever"
+        )
+        raise InvalidSettings(message)
+    return kept
+
+
+def _url(env: FileAwareEnv, name: str) -> str | None:
+    url = str(env.str(name, "")).strip()
     if url and not re.match(r"postgres(ql)?://", url):
-        message = 'Environment variable "BRIDGELOG_DATABASE_URL" must begin with postgresql://'
+        message = f'Environment variable "BRIDGELOG_{name}" must begin with postgresql://'
         raise InvalidSettings(message)
     if url and not _URL.fullmatch(url):
         message = (
-            'Environment variable "BRIDGELOG_DATABASE_URL" must have the form '
+            f'Environment variable "BRIDGELOG_{name}" must have the form '
             "postgresql://USER:PASSWORD@HOST:PORT/NAME?KEY=VALUE; "
             "what is neither letter nor digit in a user or a password is percent-encoded"
         )

@@ -6,6 +6,7 @@ import itertools
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -30,6 +31,10 @@ MakeClient = Callable[..., Awaitable[Client]]
 
 SETTINGS = Settings(
     database_url=None,
+    read_database_url=None,
+    direct_database_url=None,
+    pgbouncer=False,
+    max_replication_lag=5.0,
     data_dir=Path("unused"),
     host="127.0.0.1",
     port=0,
@@ -37,7 +42,27 @@ SETTINGS = Settings(
     migrate=False,
     # What a test does to the database, on this thread, must not wait for a sealing that waits for this thread.
     upkeep=False,
-    bridge=False,
+    retention=timedelta(),
+    content_retention=timedelta(),
+    bridge="off",
+    anthropic_key=None,
+    anthropic_base_url=None,
+    openai_key=None,
+    openai_base_url=None,
+    providers_file=None,
+    allow_byok=False,
+    bridge_max_body=32 * 1024 * 1024,
+    bridge_rate_limit=0.0,
+    bridge_concurrency=0,
+    bridge_keep_alive=10.0,
+    upstream_retries=2,
+    upstream_connect_timeout=10.0,
+    upstream_timeout=600.0,
+    breaker_failures=0,
+    breaker_seconds=30.0,
+    request_log_dir=Path("unused"),
+    request_log_limit=1024 * 1024 * 1024,
+    request_log_age=timedelta(days=7),
     spool_dir=Path("unused"),
     spool_limit=1024 * 1024 * 1024,
     member_read="own",
