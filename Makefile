@@ -11,11 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-<<<<<<< HEAD
-.PHONY: help run standin test test-faults soak lint audit lint-deploy container-test format bench secrets clean
-=======
-.PHONY: help run test test-faults soak cluster-test lint audit lint-deploy container-test format bench secrets clean
->>>>>>> main
+.PHONY: help run standin test test-faults soak cluster-test lint audit lint-deploy container-test format bench secrets clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from aiohttp import web
@@ -48,11 +48,16 @@ LIFECYCLE = web.AppKey("lifecycle", Lifecycle)
 RATE = web.AppKey("rate", Rate)
 SLOTS = web.AppKey("slots", Slots)
 
+# Handlers of the bridge, and how each shapes an error for its clients: status and sentence to a body.
+BRIDGED = web.AppKey[Mapping[object, Callable[[int, str], bytes]]]("bridged")
+
 ADDRESS = web.RequestKey[Address | None]("address")
 STANDING = web.RequestKey("standing", Standing)
 CALLER = web.RequestKey("caller", Caller)
 REQUEST_ID = web.RequestKey("request_id", str)
 SHARE = web.RequestKey("share", Share)
+# What to call when the client has gone, where the handler wants to know.
+LEFT = web.RequestKey[Callable[[], None]]("left")
 
 
 def caller(request: web.Request) -> Caller:
