@@ -119,7 +119,7 @@ async def serve_recorded(request: web.Request, *, instance: Instance, protocol: 
 async def serve_through(request: web.Request, *, instance: Instance, path: str, label: str) -> web.StreamResponse:
     """Relay a request that is not recorded; `path` is below the base URL, `{tail}` standing for the rest of it."""
     bridge = request.app[BRIDGE]
-    caller, credential = await _admit(request, bridge, instance)
+    _, credential = await _admit(request, bridge, instance)
     below = _below(path, request.match_info.get("tail"))
     body = await _read_body(request, bridge)
     call = _call(request, instance, credential, path=below, body=body, model="passthrough")
@@ -477,9 +477,7 @@ def _without(text: str, secrets: tuple[str, ...]) -> str:
     return text
 
 
-async def _relay(
-    request: web.Request, answer: Answer, bridge: Bridge, served: _Served | None
-) -> web.StreamResponse:
+async def _relay(request: web.Request, answer: Answer, bridge: Bridge, served: _Served | None) -> web.StreamResponse:
     """Send the answer on as it comes. Raises ClientLeft and ProviderBroke, and whatever it raises, the answer has begun."""
     upstream = answer.response
     response = web.StreamResponse(
@@ -627,4 +625,3 @@ async def _next(answer: Answer, *, patience: float | None = None) -> bytes | Non
     if answer.exchange and chunk:
         answer.exchange.add(chunk)
     return chunk
-
