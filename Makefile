@@ -11,14 +11,14 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run standin test soak lint lint-deploy format bench secrets clean
+.PHONY: help run standin test test-faults soak cluster-test lint audit lint-deploy container-test format bench secrets clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
 	@echo
-	@echo 'make … PYTHON=python3.12     another Python (3.11 or newer)'
-	@echo 'make run DEMO=100            another number of invented interceptions; 0 is none'
-	@echo 'make test ARGS="-k search"   what pytest is given'
+	@echo 'make … PYTHON=python3.12       another Python (3.11 or newer)'
+	@echo 'make run DEMO=100              another number of invented interceptions; 0 is none'
+	@echo 'make test ARGS="-k search"     what pytest is given'
 
 run: .venv/.run ## start the service on http://127.0.0.1:8080, with its own PostgreSQL and invented data in .data
 	@export BRIDGELOG_DATA_DIR="$${BRIDGELOG_DATA_DIR:-$$PWD/.data}"; \
@@ -31,8 +31,14 @@ standin: .venv/.run ## a stand-in for the Anthropic and OpenAI APIs on http://12
 test: .venv/.dev ## run the tests, each worker on a PostgreSQL of its own; ARGS="-x -k search", WORKERS=0 for a debugger
 	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadgroup $(ARGS)
 
+test-faults: .venv/.dev ## every failure of the database and of clients under load, five minutes; root can fill a disk as well
+	BRIDGELOG_TEST_FAULTS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 2 tests/test_faults.py tests/test_faults_database.py tests/test_faults_memory.py $(ARGS)
+
 soak: .venv/.dev ## the tests of many writers at once, a minute each
-	BRIDGELOG_TEST_SOAK=1 $(BIN)/python -m pytest -n 0 tests/test_concurrency.py tests/test_rollups.py tests/test_rollup_races.py
+	BRIDGELOG_TEST_SOAK=1 $(BIN)/python -m pytest -n 0 tests/test_concurrency.py tests/test_proxy.py tests/test_rollups.py tests/test_rollup_races.py
+
+cluster-test: .venv/.run ## kill leaders of a Patroni cluster under load; needs etcd, Patroni and PostgreSQL; minutes; ARGS="--kills 3"
+	$(BIN)/python deploy/cluster-test $(ARGS)
 
 lint: .venv/.dev ## style, types, layers and SQL; changes nothing
 	$(BIN)/ruff check
@@ -41,9 +47,17 @@ lint: .venv/.dev ## style, types, layers and SQL; changes nothing
 	$(BIN)/lint-imports
 	$(BIN)/sqlfluff lint sql migrations
 
+# Not part of lint: it asks a service on the internet, and what that knows changes without any change here.
+audit: .venv/.audit ## look the installed packages up in PyPI's list of vulnerabilities; fails where one cannot be looked up
+	$(BIN)/python -m pip freeze --exclude-editable > .venv/audit.txt
+	$(BIN)/pip-audit --strict --disable-pip --no-deps --requirement .venv/audit.txt
+
 lint-deploy: .venv/.deploy ## the Dockerfile and the compose file, against what their formats allow
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
+
+container-test: .venv/.dev .venv/.deploy ## the image and the compose file in real containers; needs root, podman, curl and iproute2
+	deploy/container-test
 
 format: .venv/.dev ## put the Python files into their form
 	$(BIN)/ruff check --fix
@@ -75,6 +89,10 @@ clean: ## remove .venv and whatever tools left behind; .data stays
 
 .venv/.bench: .venv/.run
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	@touch $@
+
+.venv/.audit: .venv/.dev
+	$(BIN)/python -m pip install --quiet --editable '.[audit]'
 	@touch $@
 
 .venv/.deploy: .venv/bin/python setup.cfg

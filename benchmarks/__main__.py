@@ -64,7 +64,8 @@ def main(
         "memory": lambda sets: memory.measure(sets, seconds=memory_seconds),
         "first_page": lambda sets: first_page.measure(sets, rounds=rounds, seconds=seconds),
     }
-    with Embedded(ROOT / ".data" / "bench") as embedded:
+    # Room for the pools of the services on every size, and for as many clients of pgbench.
+    with Embedded(ROOT / ".data" / "bench", settings={"max_connections": "200"}) as embedded:
         asyncio.run(_measure(embedded.url, sizes, keep=keep, parts={name: measures[name] for name in parts}))
     report.write([section for name in PARTS if (section := sections.kept(name))], output)
     click.echo(f"written to {output}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import structlog
@@ -11,9 +12,25 @@ from aiohttp import web
 
 from service import db, middleware, openapi, routes, statements
 from service.auth import Authenticator
-from service.context import AUTHENTICATOR, DATABASE, LIFECYCLE, METRICS, OPENAPI, SETTINGS, Lifecycle
+from service.context import (
+    AUTHENTICATOR,
+    DATABASE,
+    HELD,
+    LIFECYCLE,
+    METRICS,
+    OPENAPI,
+    RATE,
+    SETTINGS,
+    SLOTS,
+    STANDBYS,
+    Lifecycle,
+)
+from service.held import Held
+from service.limits import Rate, Slots
 from service.metrics import Metrics
+from service.retention import keep_retention
 from service.settings import Settings
+from service.standbys import Standbys
 from service.switch import follow_request_logging
 from service.upkeep import keep_rollups
 
@@ -28,39 +45,62 @@ def build_app(settings: Settings, *, database_url: str) -> web.Application:
     `database_url` is where the database is, given or embedded. Raises StatementError on a bad file below sql/.
     """
     # A body's size is bounded where it is read, call by call.
-    app = web.Application(middlewares=[middleware.observe, middleware.sign_in], client_max_size=0)
+    app = web.Application(middlewares=[middleware.observe, middleware.sign_in, middleware.limit], client_max_size=0)
     app[SETTINGS] = settings
+    if settings.rate_limit:
+        burst = settings.rate_burst or max(1, math.ceil(settings.rate_limit))
+        app[RATE] = Rate(per_second=settings.rate_limit, burst=burst)
+    if settings.concurrency_limit:
+        app[SLOTS] = Slots(settings.concurrency_limit)
     app[LIFECYCLE] = Lifecycle()
     app[OPENAPI] = openapi.document_text()
+    app[HELD] = Held(settings.max_held)
     loaded = statements.load()
 
     async def connections(app: web.Application) -> AsyncIterator[None]:
         database = await db.connect(settings, database_url, loaded)
         app[DATABASE] = database
-        app[AUTHENTICATOR] = Authenticator(database, member_read=settings.member_read)
+        app[AUTHENTICATOR] = Authenticator(
+            database, member_read=settings.member_read, failures=_failures(settings.failed_sign_ins)
+        )
         app[METRICS] = Metrics(database)
+        standbys = Standbys(settings, database, loaded, metrics=app[METRICS])
+        app[STANDBYS] = standbys
+        await standbys.look()
         yield
+        await standbys.close()
         await database.close()
 
     async def background(app: web.Application) -> AsyncIterator[None]:
         """What goes on besides requests."""
         database, gauge = app[DATABASE], app[METRICS].request_logging
         tasks = []
+        if settings.read_database_url:
+            tasks.append(asyncio.create_task(_for_ever("standbys", app[STANDBYS].watch)))
         if settings.schema == "own":
-            follow = functools.partial(follow_request_logging, database_url, database, gauge=gauge)
+            told_at = settings.session_url(database_url)
+            follow = functools.partial(follow_request_logging, told_at, database, gauge=gauge)
             tasks.append(asyncio.create_task(_for_ever("request logging", follow)))
         if settings.schema == "own" and settings.upkeep:
             tasks.append(asyncio.create_task(_for_ever("rollups", functools.partial(keep_rollups, database))))
+            if settings.retention or settings.content_retention:
+                keep = functools.partial(keep_retention, database, settings, metrics=app[METRICS])
+                tasks.append(asyncio.create_task(_for_ever("retention", keep)))
         yield
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     app.cleanup_ctx.extend([connections, background])
-    app.on_response_prepare.append(middleware.without_banner)
+    app.on_response_prepare.append(middleware.harden)
+    app.on_response_prepare.append(middleware.closing_while_draining)
     for route in routes.all_routes():
         app.router.add_route(route.method, route.path, route.handler)
     return app
+
+
+def _failures(a_minute: int) -> Rate | None:
+    return Rate(per_second=a_minute / 60, burst=a_minute) if a_minute else None
 
 
 async def _for_ever(what: str, work: Callable[[], Awaitable[None]]) -> None:

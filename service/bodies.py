@@ -10,6 +10,7 @@ from aiohttp import ClientPayloadError, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from service import errors, jsontext
+from service.held import Share
 
 T = TypeVar("T")
 
@@ -17,17 +18,18 @@ T = TypeVar("T")
 _AT_ONCE = 64 * 1024
 
 
-async def read_body(request: web.Request, *, most: int) -> object:
+async def read_body(request: web.Request, *, most: int, share: Share) -> object:
     """The JSON value of a body of at most `most` bytes, unpacked where it came compressed.
 
-    Raises BodyTooLarge, MalformedRequest (the encoding is broken), InvalidJSON, or InvalidBody (nested too deep).
+    Counted in `share`. Raises BodyTooLarge, MalformedRequest (the encoding is broken), Overloaded, InvalidJSON, or
+    InvalidBody (nested too deep).
     """
-    return jsontext.parse(await _collect(request, most=most))
+    return jsontext.parse(await _collect(request, most=most, share=share))
 
 
-async def load_body(request: web.Request, load: Callable[[object], T], *, most: int) -> T:
+async def load_body(request: web.Request, load: Callable[[object], T], *, most: int, share: Share) -> T:
     """What `load` makes of such a body's JSON value; raises what `read_body` and `load` raise."""
-    data = await _collect(request, most=most)
+    data = await _collect(request, most=most, share=share)
 
     def work() -> T:
         return load(jsontext.parse(data))
@@ -35,7 +37,7 @@ async def load_body(request: web.Request, load: Callable[[object], T], *, most: 
     return work() if len(data) <= _AT_ONCE else await asyncio.to_thread(work)
 
 
-async def _collect(request: web.Request, *, most: int) -> bytes:
+async def _collect(request: web.Request, *, most: int, share: Share) -> bytes:
     if request.content_length is not None and request.content_length > most:
         raise errors.BodyTooLarge(f"The limit is {most} bytes.")
     collected = bytearray()
@@ -43,14 +45,24 @@ async def _collect(request: web.Request, *, most: int) -> bytes:
         collected += chunk
         if len(collected) > most:
             raise errors.BodyTooLarge(f"The limit is {most} bytes, counted unpacked.")
+        share.hold(len(collected))
     return bytes(collected)
 
 
-async def read_chunks(request: web.Request) -> AsyncIterator[bytes]:
-    """A body of any length as it arrives, unpacked where it came compressed; raises MalformedRequest."""
+async def read_chunks(request: web.Request, *, patience: float | None = None) -> AsyncIterator[bytes]:
+    """A body of any length as it arrives, unpacked where it came compressed.
+
+    Raises MalformedRequest, and RequestTooSlow where nothing comes for `patience` seconds.
+    """
     try:
-        async for chunk in request.content.iter_any():
+        while True:
+            async with asyncio.timeout(patience):
+                chunk = await request.content.readany()
+            if not chunk:
+                return
             yield chunk
+    except TimeoutError as problem:
+        raise errors.RequestTooSlow("Its body did not go on.") from problem
     except (HttpProcessingError, ClientPayloadError, web.RequestPayloadError) as problem:
         # Else aiohttp reads on after the answer, meets the same problem, and cuts the connection before the answer is out.
         # (The answer to a malformed request closes it in order.)

@@ -7,10 +7,12 @@ text of the database goes with it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
+from urllib.parse import parse_qs, urlsplit, urlunsplit
 
 import asyncpg
 import structlog
@@ -37,30 +39,70 @@ SESSION = {
     "plan_cache_mode": "force_generic_plan",
 }
 
-_GONE = (
+# What pgbouncer lets through at the start of a session, and keeps for each of its clients.
+_TRACKED = ("application_name", "DateStyle", "TimeZone")
+
+# The connection is of no use any more: it was lost, or the server is going down.
+_LOST = (
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,  # what the driver makes of a connection that was terminated a moment ago
-    asyncpg.InsufficientResourcesError,
     asyncpg.OperatorInterventionError,
+    OSError,
+)
+# The server cannot do what it is asked: no room, no rights, no more connections, a broken disk, no writing at present.
+_UNABLE = (
+    asyncpg.InsufficientResourcesError,
+    asyncpg.PostgresSystemError,
     asyncpg.ReadOnlySQLTransactionError,
     asyncpg.InvalidAuthorizationSpecificationError,
     asyncpg.InvalidCatalogNameError,
-    OSError,
-    TimeoutError,
 )
+_GONE = (*_LOST, *_UNABLE)
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)  # PostgreSQL's
 _MICROSECOND = timedelta(microseconds=1)
 _FIRST = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
 _LAST = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
-_CONTENTION = (asyncpg.DeadlockDetectedError, asyncpg.LockNotAvailableError, asyncpg.SerializationError)
+_CONTENTION = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
+
+
+class _TooMuch(Exception):
+    """A statement answers with more JSON than may be held."""
+
+
+class _Raw(asyncpg.Connection):
+    """The driver's, which counts the JSON that a statement answers with."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.answered = _Answered()
+
+
+class _Answered:
+    """The bytes of JSON that a statement has answered with so far, and the most that it may."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        self.most: int | None = None
+
+    def begin(self, most: int | None) -> None:
+        """Count from the beginning."""
+        self.total, self.most = 0, most
+
+    def take(self, text: bytes) -> bytes:
+        """One more; raises _TooMuch where there are others and no room for it beside them."""
+        before, self.total = self.total, self.total + len(text)
+        if self.most is not None and before and self.total > self.most:
+            raise _TooMuch
+        return text
 
 
 class Connection:
     """One connection for the length of a unit of work. The verbs name a statement (`noun/statement`) and its values.
 
     `hints` is what earlier units of work found out, on any connection of the pool: it may be out of date, and saves a
-    question where a statement tells whether it is.
+    question where a statement tells whether it is. `most` is how many bytes of JSON a statement may answer with, if that
+    is several rows: a page is read whole before it goes out.
     """
 
     def __init__(
@@ -68,16 +110,18 @@ class Connection:
         raw: asyncpg.pool.PoolConnectionProxy[Any],
         statements: Mapping[str, Statement],
         hints: dict[str, Any],
+        *,
+        most: int | None = None,
     ) -> None:
         self._raw = raw
         self._statements = statements
         self.hints = hints
+        self._most = most
 
     async def rows(self, statement: str, **values: object) -> list[asyncpg.Record]:
         """All rows of a statement whose result is `many`."""
         text, arguments = self._statements[statement].bind(values)
-        with _translated():
-            return await self._raw.fetch(text, *arguments)
+        return await self._fetch(text, arguments)
 
     async def rows_beside(self, one: Asked, many: Asked) -> list[asyncpg.Record]:
         """Two statements as one, hence of one snapshot: the rows of `many`, each beside the one row of `one`.
@@ -86,6 +130,11 @@ class Connection:
         """
         (name, values), (more, more_values) = one, many
         text, arguments = self._statements[name].beside(values, self._statements[more], more_values)
+        return await self._fetch(text, arguments)
+
+    async def _fetch(self, text: str, arguments: Sequence[object]) -> list[asyncpg.Record]:
+        answered: _Answered = cast("Any", self._raw).answered
+        answered.begin(self._most)
         with _translated():
             return await self._raw.fetch(text, *arguments)
 
@@ -107,41 +156,103 @@ class Connection:
             await self._raw.execute(text, *arguments)
 
 
+class _Source:
+    """A pool, and who waits for one of its connections: so many at most, and so long at most.
+
+    `each_transaction` is what a transaction begins with where the settings of a session do not last; None where they do.
+    """
+
+    def __init__(
+        self, pool: asyncpg.Pool[Any], *, most_waiting: int, patience: float, each_transaction: str | None
+    ) -> None:
+        self.pool = pool
+        self.each_transaction = each_transaction
+        self._free = asyncio.Semaphore(pool.get_max_size())
+        self._most_waiting = most_waiting
+        self._waiting = 0
+        self._patience = patience
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[asyncpg.pool.PoolConnectionProxy[Any]]:
+        """A connection, and back with it. Raises Overloaded where too many wait, or it has been waited for too long."""
+        await self._turn()
+        try:
+            # There is one for each that has its turn; what may take time is to connect, which has a bound of its own.
+            with _translated(connecting=True):
+                raw = await self.pool.acquire()
+            try:
+                yield raw
+            finally:
+                # On the way it waits for the statement of a caller who has gone to be cancelled: what does not end is cut.
+                with suppress(*_GONE):
+                    await self.pool.release(raw, timeout=_PARTING)
+        finally:
+            self._free.release()
+
+    async def _turn(self) -> None:
+        if self._free.locked() and self._waiting >= self._most_waiting:
+            raise errors.Overloaded(retry_after=1)
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(self._patience):
+                await self._free.acquire()
+        except TimeoutError as problem:
+            raise errors.Overloaded(retry_after=1) from problem
+        finally:
+            self._waiting -= 1
+
+    async def close(self) -> None:
+        """Close every connection; those in use are waited for, a few seconds long."""
+        try:
+            await asyncio.wait_for(self.pool.close(), timeout=_CLOSE_TIMEOUT)
+        except TimeoutError:
+            self.pool.terminate()
+
+
 class Database:
     """The pool. `writable` is false for a database that another system owns; `rolled_up` tells whether it has rollups."""
 
     rolled_up = False
 
-    def __init__(self, pool: asyncpg.Pool[Any], statements: Mapping[str, Statement], *, writable: bool) -> None:
-        self._pool = pool
+    def __init__(
+        self, shared: _Source, reserve: _Source, statements: Mapping[str, Statement], *, writable: bool, max_page: int
+    ) -> None:
+        self._shared = shared
+        self._reserve = reserve
         self._statements = statements
         self._hints: dict[str, Any] = {}
         self.writable = writable
+        self._max_page = max_page
 
     @property
     def size(self) -> int:
         """How many connections are open."""
-        return self._pool.get_size()
+        return self._shared.pool.get_size()
 
     @property
     def idle(self) -> int:
         """How many of the open connections are not in use."""
-        return self._pool.get_idle_size()
+        return self._shared.pool.get_idle_size()
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
-        """A connection on which each statement is its own transaction."""
-        with _translated():
-            raw = await self._pool.acquire(timeout=_ACQUIRE_TIMEOUT)
-        try:
-            yield Connection(raw, self._statements, self._hints)
-        finally:
-            await self._pool.release(raw)
+        """A connection on which each statement is its own transaction; behind a pooler of transactions all are one."""
+        async with self._separately(self._shared, most=self._max_page) as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def reserved(self) -> AsyncIterator[Connection]:
+        """A connection beside the pool, for the question whether the database answers: however busy the pool is."""
+        async with self._separately(self._reserve) as connection:
+            yield connection
 
     @asynccontextmanager
     async def snapshot(self) -> AsyncIterator[Connection]:
         """A read-only transaction all of whose statements see the same data."""
-        async with self._transaction(isolation="repeatable_read", readonly=True) as connection:
+        isolation = "repeatable_read"
+        async with self._transaction(
+            self._shared, isolation=isolation, readonly=True, most=self._max_page
+        ) as connection:
             yield connection
 
     @asynccontextmanager
@@ -149,76 +260,205 @@ class Database:
         """A transaction that writes: committed at the end of the block, rolled back if the block raises."""
         if not self.writable:
             raise errors.ReadOnlyDatabase
-        async with self._transaction(isolation="read_committed", readonly=False) as connection:
+        async with self._transaction(self._shared, isolation="read_committed", readonly=False) as connection:
             yield connection
+
+    async def read(self, work: Callable[[Connection], Awaitable[T]], *, snapshot: bool = False) -> T:
+        """Do `work`, which only reads, and do it once more where its connection was lost on the way.
+
+        With `snapshot` all its statements see the same data. Nothing of what the first attempt read may have left the
+        process: `work` returns it.
+        """
+        unit = self.snapshot if snapshot else self.connection
+        for _ in range(_READINGS - 1):
+            try:
+                async with unit() as connection:
+                    return await work(connection)
+            except errors.ConnectionLost:
+                # A server that has lost one of its processes takes a moment to begin anew.
+                await asyncio.sleep(_REREAD_SECONDS)
+        async with unit() as connection:
+            return await work(connection)
 
     async def settle(self, work: Callable[[Connection], Awaitable[T]]) -> T:
         """Do `work` in a transaction that writes; again where it met another one that wrote the same, three times at most.
 
         Two writers who insert the same row at once end in a deadlock or on the wrong constraint; a moment later the row
-        is simply there.
+        is simply there. A connection that was lost is not made up for here: whether the commit came through is not known,
+        and who sent the record can send it again.
         """
         for _ in range(_ATTEMPTS - 1):
             try:
                 async with self.transaction() as connection:
                     return await work(connection)
+            except errors.LockedOut:
+                raise  # that was waiting enough
             except (errors.Contention, errors.UsernameTaken):
                 await asyncio.sleep(_RETRY_SECONDS)
         async with self.transaction() as connection:
             return await work(connection)
 
     @asynccontextmanager
-    async def _transaction(self, *, isolation: Any, readonly: bool) -> AsyncIterator[Connection]:
-        with _translated():
-            raw = await self._pool.acquire(timeout=_ACQUIRE_TIMEOUT)
-        try:
+    async def _separately(self, source: _Source, *, most: int | None = None) -> AsyncIterator[Connection]:
+        if source.each_transaction:
+            async with self._transaction(source, isolation="read_committed", readonly=False, most=most) as connection:
+                yield connection
+            return
+        async with source.connection() as raw:
+            yield Connection(raw, self._statements, self._hints, most=most)
+
+    @asynccontextmanager
+    async def _transaction(
+        self, source: _Source, *, isolation: Any, readonly: bool, most: int | None = None
+    ) -> AsyncIterator[Connection]:
+        async with source.connection() as raw:
             transaction = raw.transaction(isolation=isolation, readonly=readonly)
-            with _translated():
-                await transaction.start()
             try:
-                yield Connection(raw, self._statements, self._hints)
-            except BaseException:
-                with suppress(*_GONE):  # what the block raised says more than a rollback on a lost connection
-                    await transaction.rollback()
+                with _translated():
+                    await transaction.start()
+                    if source.each_transaction:
+                        await raw.execute(source.each_transaction)
+                yield Connection(raw, self._statements, self._hints, most=most)
+                with _translated():
+                    await transaction.commit()
+            except BaseException as problem:
+                if isinstance(problem.__cause__, asyncpg.ReadOnlySQLTransactionError):
+                    # The server may not be the primary any more: a new connection looks for it again.
+                    _cut(raw)
+                else:
+                    await _roll_back(raw, transaction)
                 raise
-            with _translated():
-                await transaction.commit()
-        finally:
-            await self._pool.release(raw)
 
     async def close(self) -> None:
         """Close every connection; those in use are waited for, a few seconds long."""
-        try:
-            await asyncio.wait_for(self._pool.close(), timeout=_CLOSE_TIMEOUT)
-        except TimeoutError:
-            self._pool.terminate()
+        await asyncio.gather(self._shared.close(), self._reserve.close())
+
+    def cut(self) -> None:
+        """End every connection; whoever waits for an answer on one gets ConnectionLost."""
+        self._shared.pool.terminate()
+        self._reserve.pool.terminate()
 
 
-_ACQUIRE_TIMEOUT = 10.0
 _CLOSE_TIMEOUT = 5.0
 _LISTENER_CHECK = 5.0
+_LISTENER_CONNECT = 10.0
 _ATTEMPTS = 3
 _RETRY_SECONDS = 0.02
+_READINGS = 2
+_REREAD_SECONDS = 0.1
+# For ending a transaction or a statement that nobody wants any more; then the connection is cut.
+_PARTING = 2.0
+# What the server needs to tell that it has cancelled a statement, before it counts as hung.
+_GRACE = 5.0
+# For how long a server may leave unacknowledged what was sent to it: one that runs acknowledges however busy it is.
+_UNACKNOWLEDGED = 10.0
+_PROBE_SECONDS = 3.0
+_MOST_PROBES = 20
 
 
 async def connect(settings: Settings, url: str, statements: Mapping[str, Statement]) -> Database:
     """A pool on `url`; raises DatabaseUnavailable where the server cannot be reached."""
-    with _translated():
-        pool = await asyncpg.create_pool(
-            url,
-            min_size=1,
-            max_size=settings.pool_size,
-            init=_prepare,
-            reset=_keep,
-            command_timeout=settings.statement_timeout + 5,
-            statement_cache_size=1000,
-            max_cached_statement_lifetime=0,
-            server_settings=SESSION | {"statement_timeout": str(int(settings.statement_timeout * 1000))},
-        )
-    database = Database(pool, statements, writable=settings.schema == "own")
-    async with database.connection() as connection:
-        database.rolled_up = bool(await connection.value("schema/find_rollups"))
+    database = await connect_later(settings, url, statements)
+    try:
+        async with database.connection() as connection:
+            database.rolled_up = bool(await connection.value("schema/find_rollups"))
+    except BaseException:
+        await database.close()
+        raise
     return database
+
+
+async def connect_later(settings: Settings, url: str, statements: Mapping[str, Statement]) -> Database:
+    """A pool on `url`, which connects when it is asked for the first connection: the server may be away."""
+    hosts = _Hosts(url, patience=settings.pool_timeout)
+    shared = await _source(
+        hosts,
+        size=settings.pool_size,
+        most_waiting=settings.max_waiting,
+        patience=settings.pool_timeout,
+        statement_seconds=settings.statement_timeout,
+        settings=settings,
+    )
+    reserve = await _source(
+        hosts,
+        size=1,
+        most_waiting=_MOST_PROBES,
+        patience=min(_PROBE_SECONDS, settings.pool_timeout),
+        statement_seconds=min(_PROBE_SECONDS, settings.statement_timeout),
+        settings=settings,
+    )
+    return Database(shared, reserve, statements, writable=settings.schema == "own", max_page=settings.max_page)
+
+
+async def _source(
+    hosts: _Hosts, *, size: int, most_waiting: int, patience: float, statement_seconds: float, settings: Settings
+) -> _Source:
+    session = SESSION | {
+        "statement_timeout": _milliseconds(statement_seconds),
+        "lock_timeout": _milliseconds(settings.lock_timeout),
+        # Should this process stop in the middle of a transaction, its locks must not stay.
+        "idle_in_transaction_session_timeout": _milliseconds(settings.request_timeout),
+    }
+    pooled = settings.pgbouncer
+    pool: asyncpg.Pool[Any] = await asyncpg.create_pool(
+        hosts.url,
+        connect=cast("Any", hosts.connect),
+        min_size=0,
+        max_size=size,
+        init=cast("Any", _prepare),
+        reset=_keep,
+        connection_class=_Raw,
+        command_timeout=statement_seconds + _GRACE,
+        statement_cache_size=0 if pooled else 1000,
+        max_cached_statement_lifetime=0,
+        server_settings={name: session[name] for name in _TRACKED} if pooled else session,
+    )
+    each_transaction = _set_locally(session) if pooled else None
+    return _Source(pool, most_waiting=most_waiting, patience=patience, each_transaction=each_transaction)
+
+
+def _set_locally(session: Mapping[str, str]) -> str:
+    # One text without parameters, so that it is one round trip.
+    return "; ".join(f"SET LOCAL {name} = '{value}'" for name, value in session.items())
+
+
+def _milliseconds(seconds: float) -> str:
+    return str(max(1, int(seconds * 1000)))
+
+
+class _Hosts:
+    """Where the database may be: the hosts of a URL, `postgresql://…@one:5432,two:5432/…`, are tried one by one.
+
+    Each has `patience` seconds of its own, since a host that is gone does not answer at all; and the one that was good
+    last is tried first.
+    """
+
+    def __init__(self, url: str, *, patience: float) -> None:
+        parts = urlsplit(url)
+        account, at, hosts = parts.netloc.rpartition("@")
+        self.url = url
+        self._patience = patience
+        self._urls = [urlunsplit(parts._replace(netloc=f"{account}{at}{host}")) for host in hosts.split(",")]
+        # Of several the one that takes writes is meant, unless the URL says otherwise.
+        self._wanted = parse_qs(parts.query).get("target_session_attrs", ["primary" if "," in hosts else "any"])[0]
+
+    async def connect(self, _: str, **options: Any) -> asyncpg.Connection[Any]:
+        """Connect to the first host that is what is wanted; raises what the last one did."""
+        # Each host alone would take what it is for a preference that nobody meets.
+        wishes = ["standby", "any"] if self._wanted == "prefer-standby" else [self._wanted]
+        tries = [(url, wish) for wish in wishes for url in self._urls]
+        last = tries.pop()
+        for url, wish in tries:
+            with suppress(*_GONE):
+                return await self._connect(url, wish, options)
+        return await self._connect(*last, options)
+
+    async def _connect(self, url: str, wish: str, options: dict[str, Any]) -> asyncpg.Connection[Any]:
+        found: asyncpg.Connection[Any] = await asyncpg.connect(
+            url, timeout=self._patience, target_session_attrs=cast("Any", wish), **options
+        )
+        self._urls.sort(key=lambda other: other != url)
+        return found
 
 
 @asynccontextmanager
@@ -229,10 +469,9 @@ async def listen(url: str, channel: str) -> AsyncIterator[Callable[[], Awaitable
     while nobody waits count as one.
     """
     told = asyncio.Event()
-    with _translated():
-        raw = await asyncpg.connect(
-            url, timeout=_ACQUIRE_TIMEOUT, server_settings={"application_name": "bridgelog listener"}
-        )
+    hosts = _Hosts(url, patience=_LISTENER_CONNECT)
+    with _translated(connecting=True):
+        raw = await hosts.connect(url, server_settings={"application_name": "bridgelog listener"})
     try:
 
         async def notified() -> None:
@@ -256,9 +495,29 @@ async def listen(url: str, channel: str) -> AsyncIterator[Callable[[], Awaitable
             await raw.close(timeout=1)
 
 
-async def _prepare(raw: asyncpg.Connection[Any]) -> None:
+async def _roll_back(raw: asyncpg.pool.PoolConnectionProxy[Any], transaction: asyncpg.transaction.Transaction) -> None:
+    """End a transaction in which something was raised, which says more than whatever happens here."""
+    try:
+        async with asyncio.timeout(_PARTING):
+            await transaction.rollback()
+    except _GONE:  # also where its beginning or its commit was given up half-way
+        _cut(raw)
+
+
+def _cut(raw: asyncpg.pool.PoolConnectionProxy[Any]) -> None:
+    """Let the pool open another connection in its place."""
+    with suppress(asyncpg.InterfaceError):  # it is closed already
+        raw.terminate()
+
+
+async def _prepare(raw: _Raw) -> None:
     # JSON that PostgreSQL composed goes to the socket as it came: bytes, neither decoded nor parsed.
-    await raw.set_type_codec("json", schema="pg_catalog", encoder=bytes, decoder=bytes, format="binary")
+    await raw.set_type_codec("json", schema="pg_catalog", encoder=bytes, decoder=raw.answered.take, format="binary")
+    # The driver has no setting for it.
+    connected = cast("Any", raw)._transport.get_extra_info("socket")  # noqa: SLF001  # nor a way to its socket
+    if connected is not None and connected.family != socket.AF_UNIX and hasattr(socket, "TCP_USER_TIMEOUT"):
+        # A host that has lost its power, or its network, says nothing: the kernel finds that out.
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(_UNACKNOWLEDGED * 1000))
     # The driver takes the first and the last instant of a datetime for infinities; the first is Go's zero time.
     await raw.set_type_codec(
         "timestamptz", schema="pg_catalog", encoder=_to_microseconds, decoder=_from_microseconds, format="tuple"
@@ -279,7 +538,7 @@ async def _keep(raw: asyncpg.Connection[Any]) -> None:
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
+def _translated(*, connecting: bool = False) -> Iterator[None]:
     try:
         yield
     except asyncpg.IntegrityConstraintViolationError as problem:
@@ -290,14 +549,24 @@ def _translated() -> Iterator[None]:
     except asyncpg.UndefinedTableError as problem:
         log.warning("the database schema is behind: run bridgelog migrate", reason=str(problem))
         raise errors.SchemaBehind("The operator must run bridgelog migrate.", retry_after=10) from problem
+    except asyncpg.LockNotAvailableError as problem:
+        raise errors.LockedOut(retry_after=2) from problem
     except _CONTENTION as problem:
         raise errors.Contention(retry_after=1) from problem
+    except _TooMuch as problem:
+        raise errors.TooLarge(retry_after=10) from problem
     except asyncpg.ProgramLimitExceededError as problem:
         log.warning("a limit of the database was met", reason=str(problem))
         raise errors.TooLarge(retry_after=10) from problem
     except asyncpg.QueryCanceledError as problem:
         log.warning("a statement was cancelled", reason=str(problem))
         raise errors.TookTooLong(retry_after=10) from problem
-    except _GONE as problem:
+    except TimeoutError as problem:  # which is an OSError, but one that has taken its time already
         log.warning("database unavailable", reason=type(problem).__name__)
         raise errors.DatabaseUnavailable(retry_after=2) from problem
+    except _LOST as problem:
+        log.warning("database unavailable", reason=type(problem).__name__)
+        raise (errors.DatabaseUnavailable if connecting else errors.ConnectionLost)(retry_after=2) from problem
+    except _UNABLE as problem:
+        log.warning("database unavailable", reason=type(problem).__name__)
+        raise errors.DatabaseUnavailable(retry_after=10) from problem

@@ -123,7 +123,7 @@ class RequestLoggingHidden(Refusal):
     status = 403
 
 
-# -- 404, 405, 409, 413, 431 -----------------------------------------------------------------------------------------
+# -- 404, 405, 408, 409, 413, 429, 431 ---------------------------------------------------------------------------------
 
 
 class UnknownPath(Refusal):
@@ -162,10 +162,34 @@ class UserExists(Refusal):
     status = 409
 
 
+class RequestTooSlow(Refusal):
+    """The request took too long to arrive."""
+
+    status = 408
+
+
 class BodyTooLarge(Refusal):
     """Request body is too large."""
 
     status = 413
+
+
+class RateExceeded(Refusal):
+    """This token has made too many requests. Please try again shortly."""
+
+    status = 429
+
+
+class TooManyAtOnce(Refusal):
+    """This token has too many requests open at once. Please try again shortly."""
+
+    status = 429
+
+
+class TooManyFailedSignIns(Refusal):
+    """Too many sign-ins have failed from this address. Please try again shortly."""
+
+    status = 429
 
 
 class HeadersTooLarge(Refusal):
@@ -185,6 +209,16 @@ class InternalError(Refusal):
 
 class DatabaseUnavailable(Refusal):
     """The database is unavailable. Please try again shortly."""
+
+    status = 503
+
+
+class ConnectionLost(DatabaseUnavailable):
+    """The database is unavailable. Please try again shortly."""
+
+
+class Overloaded(Refusal):
+    """The service has more to do than it can take on. Please try again shortly."""
 
     status = 503
 
@@ -225,8 +259,14 @@ class Contention(Refusal):
     status = 503
 
 
+class LockedOut(Contention):
+    """Another transaction kept what this call needs for too long. Please try again."""
+
+
 # What the database refuses by a constraint, told as the refusal that it means.
 CONSTRAINTS: dict[str, type[Refusal]] = {
     "users_username_lower_idx": UsernameTaken,
     "users_pkey": UserExists,
+    # A thought that is being recorded met the removal of one of the same instant.
+    "aibridge_model_thoughts_identity_idx": Contention,
 }

@@ -17,11 +17,11 @@ from service.store import recording, users
 from service.store.recording import Conflicting, Interception, Outcome
 
 MAX_RECORD = 16 * 1024 * 1024
+BATCH_BYTES = 4 * 1024 * 1024
 
 _MOST_TOLD = 1000
 _MOST_TOLD_OF_ONE = 100
 _BATCH_RECORDS = 500
-_BATCH_BYTES = 4 * 1024 * 1024
 _BREATHE_EVERY = 20
 # A record of this many bytes is parsed and checked in some ten milliseconds; a larger one must not keep others waiting.
 _AT_ONCE = 64 * 1024
@@ -89,7 +89,7 @@ class _Batch:
         """Whether there is room for it, and nothing that bears on it."""
         if not self.interceptions:
             return True
-        if len(self.interceptions) >= _BATCH_RECORDS or self._size + size > _BATCH_BYTES:
+        if len(self.interceptions) >= _BATCH_RECORDS or self._size + size > BATCH_BYTES:
             return False
         user = interception.initiator
         return (

@@ -27,6 +27,12 @@ class Metrics:
             buckets=_BUCKETS,
             registry=self.registry,
         )
+        self.refusals = Counter(
+            "bridgelog_refusals",
+            "Requests refused, by the class of the refusal.",
+            ("refusal",),
+            registry=self.registry,
+        )
         self.request_logging = Gauge(
             "bridgelog_request_logging_enabled",
             "Whether the switch for logging upstream requests is on (1) or off (0), as this process knows it.",
@@ -36,6 +42,48 @@ class Metrics:
             "bridgelog_recorded_interceptions",
             "Interceptions that recording calls and imports received, by what became of them.",
             ("outcome",),
+            registry=self.registry,
+        )
+        self.reads = Counter(
+            "bridgelog_standby_reads",
+            "Reads where there are standbys, by who answered: a standby, or why it was the primary.",
+            ("outcome",),
+            registry=self.registry,
+        )
+        self.standby_in_use = Gauge(
+            "bridgelog_standby_in_use",
+            "Whether a standby is read from (1) or not (0).",
+            ("host",),
+            registry=self.registry,
+        )
+        self.standby_lag_seconds = Gauge(
+            "bridgelog_standby_lag_seconds",
+            "For how long the primary has been ahead of a standby.",
+            ("host",),
+            registry=self.registry,
+        )
+        self.standby_lag_bytes = Gauge(
+            "bridgelog_standby_lag_bytes",
+            "How much of its primary's log a standby has not replayed.",
+            ("host",),
+            registry=self.registry,
+        )
+        self.retention_deleted = Counter(
+            "bridgelog_retention_deleted_rows",
+            "Rows that retention has deleted, by kind.",
+            ("kind",),
+            registry=self.registry,
+        )
+        self.retention_emptied = Counter(
+            "bridgelog_retention_removed_content",
+            "Prompts, tool inputs and thoughts whose content retention has removed, by kind.",
+            ("kind",),
+            registry=self.registry,
+        )
+        self.retention_behind = Gauge(
+            "bridgelog_retention_behind_seconds",
+            "For how long the oldest of what is still there has been due to be removed; 0 where nothing is.",
+            ("what",),
             registry=self.registry,
         )
         connections = Gauge(

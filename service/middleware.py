@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 import uuid
@@ -14,8 +15,22 @@ from aiohttp import web
 from service import errors
 from service.answers import envelope, json_answer
 from service.auth import presented_token
-from service.context import AUTHENTICATOR, CALLER, METRICS, REQUEST_ID
-from service.routes import PREFIXES, label
+from service.context import (
+    ADDRESS,
+    AUTHENTICATOR,
+    CALLER,
+    HELD,
+    LIFECYCLE,
+    METRICS,
+    RATE,
+    REQUEST_ID,
+    SETTINGS,
+    SHARE,
+    SLOTS,
+    STANDING,
+)
+from service.peers import client_address
+from service.routes import ENDLESS, PREFIXES, label
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -34,11 +49,20 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
     given = request.headers.get("X-Request-Id", "")
     request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
     request[REQUEST_ID] = request_id
+    request[ADDRESS] = address = client_address(
+        request.remote, request.headers.getall("X-Forwarded-For", ()), trusted=request.app[SETTINGS].trusted_proxies
+    )
     began = time.perf_counter()
+    share = request[SHARE] = request.app[HELD].share()
     with structlog.contextvars.bound_contextvars(request_id=request_id):
-        response = await _answered(request, handler)
+        try:
+            response = await _answered(request, handler)
+        finally:
+            share.give_back()
         # Kept by the answer itself, so that a streamed one has it too.
         response.headers["X-Request-Id"] = request_id
+        if standing := request.get(STANDING):
+            response.headers.update(standing.headers())
         took = time.perf_counter() - began
         route, method = label(request), request.method if request.method in _METHODS else "other"
         metrics = request.app[METRICS]
@@ -52,6 +76,7 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
             status=response.status,
             seconds=round(took, 6),
             user_id=str(who.user_id) if who else None,
+            address=str(address) if address else None,
         )
     return response
 
@@ -61,38 +86,94 @@ async def sign_in(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Below the prefixes everybody is signed in, before it matters whether the path exists."""
     if f"{request.path}/".startswith(_BELOW):
         token = presented_token(request.headers, request.cookies, safe=request.method in _SAFE)
-        request[CALLER] = await request.app[AUTHENTICATOR].authenticate(token)
+        request[CALLER] = await request.app[AUTHENTICATOR].authenticate(token, address=request[ADDRESS])
     return await handler(request)
 
 
-async def without_banner(request: web.Request, response: web.StreamResponse) -> None:
-    """What server this is, and its version, is nobody's business."""
+@web.middleware
+async def limit(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Of each token only so many requests a second, and only so many at once: from sign-in until the answer is made."""
+    who = request.get(CALLER)
+    if who is None:
+        return await handler(request)
+    if rate := request.app.get(RATE):
+        request[STANDING] = standing = rate.take(who.token_id)
+        if not standing.granted:
+            raise errors.RateExceeded(retry_after=standing.retry_after)
+    slots = request.app.get(SLOTS)
+    if slots is None:
+        return await handler(request)
+    with slots.hold(who.token_id) as held:
+        if not held:
+            raise errors.TooManyAtOnce(retry_after=1)
+        return await handler(request)
+
+
+async def harden(request: web.Request, response: web.StreamResponse) -> None:
+    """What server this is, and its version, is nobody's business; nor is an answer anything but what it says it is."""
     response.headers.popall("Server", None)
+    response.headers["X-Content-Type-Options"] = "nosniff"
+
+
+async def closing_while_draining(request: web.Request, response: web.StreamResponse) -> None:
+    """On the way out each answer ends its connection: the next request of whoever keeps it open goes to another replica."""
+    if request.app[LIFECYCLE].draining:
+        response.force_close()
+        response.headers["Connection"] = "close"  # aiohttp has written its own headers by now
 
 
 async def _answered(request: web.Request, handler: Handler) -> web.StreamResponse:
+    limit = None if request.match_info.handler in ENDLESS else request.app[SETTINGS].request_timeout
     try:
-        return await handler(request)
-    except errors.Refusal as refusal:
-        return refused(refusal)
+        # Whoever stands between may make something else of any other one, and then of where a request ends.
+        if request.headers.get("Transfer-Encoding", "chunked").lower() != "chunked":
+            raise errors.MalformedRequest("The only transfer encoding is chunked.")
+        if request.method == "CONNECT":
+            raise errors.MalformedRequest("There are no tunnels here.")
+        async with asyncio.timeout(limit) as bound:
+            return _bounded(request, await handler(request))
+    except TimeoutError:
+        if not bound.expired():
+            raise
+        refusal, headers = _late(request), dict[str, str]()
+    except errors.Refusal as problem:
+        refusal, headers = problem, {}
     except web.HTTPException as raised:
-        return refused(*_refusal_of(raised))
+        refusal, headers = _refusal_of(raised)
     except ConnectionError:
         raise  # the client is gone: nobody is left to answer
     except Exception:
         log.exception("unforeseen error", route=label(request))
-        return refused(errors.InternalError(f"The log tells more under request id {request[REQUEST_ID]}."))
+        refusal, headers = errors.InternalError(f"The log tells more under request id {request[REQUEST_ID]}."), {}
+    request.app[METRICS].refusals.labels(type(refusal).__name__).inc()
+    return _refused(refusal, headers)
 
 
-def refused(refusal: errors.Refusal, headers: dict[str, str] | None = None) -> web.Response:
-    """A refusal as an answer."""
-    headers = dict(headers or {})
+def _bounded(request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
+    """The answer, if it may be held until the client has taken it: sending, which counts it, comes next.
+
+    What was recorded is told in any case: nobody is to send it again for want of room.
+    """
+    body = response.body if isinstance(response, web.Response) and request.method in _SAFE else None
+    if isinstance(body, bytes) and not request.app[HELD].has_room(len(body)):
+        raise errors.Overloaded("Too many large bodies and answers are under way.", retry_after=1)
+    return response
+
+
+def _late(request: web.Request) -> errors.Refusal:
+    """What a request over its time is answered: whose time it was."""
+    if request.can_read_body and not request.content.at_eof():
+        return errors.RequestTooSlow("Its body did not arrive in time.")
+    return errors.TookTooLong(retry_after=10)
+
+
+def _refused(refusal: errors.Refusal, headers: dict[str, str]) -> web.Response:
     if refusal.retry_after is not None:
         headers["Retry-After"] = str(refusal.retry_after)
     if refusal.status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"
     answer = json_answer(envelope(refusal), status=refusal.status, headers=headers)
-    if isinstance(refusal, errors.MalformedRequest):
+    if isinstance(refusal, errors.MalformedRequest | errors.RequestTooSlow):
         answer.force_close()  # where the next request would begin is not known
     return answer
 

@@ -44,6 +44,8 @@ they ask for.
 **Requests are traced** by `X-Request-Id`: an id of 1 to 64 characters of `[A-Za-z0-9._-]` that a request brings is
 answered; else one is made.
 
+**Limits.** An operator may limit how many requests a token makes a second, and how many at once: 429 with `Retry-After`.
+
 **Values.** Instants are RFC 3339, from the year 1 to 9999 in UTC, in which they are answered, and kept to the microsecond.
 UUIDs are read in either case and answered in lower case; the all-zero one is none. Text, that of metadata included, cannot
 hold U+0000; metadata nests 64 levels at most and holds numbers within the range of double precision. Integers have no
@@ -63,6 +65,25 @@ _SECURITY = {
     "cookie": {"type": "apiKey", "in": "cookie", "name": "coder_session_token"},
 }
 
+# Where BRIDGELOG_RATE_LIMIT is set, these are on every answer to whoever is signed in.
+_RATE_LIMIT: dict[str, Described] = {
+    "RateLimit-Limit": {
+        "description": "How many requests the token may make at once.",
+        "schema": {"type": "integer", "minimum": 1},
+    },
+    "RateLimit-Policy": {
+        "description": "The same, and after how many seconds of rest all of them are back: `100;w=2`.",
+        "schema": {"type": "string"},
+    },
+    "RateLimit-Remaining": {
+        "description": "How many of them are left.",
+        "schema": {"type": "integer", "minimum": 0},
+    },
+    "RateLimit-Reset": {
+        "description": "Seconds until all of them are back.",
+        "schema": {"type": "integer", "minimum": 0},
+    },
+}
 # The first three are on every answer that they are listed for; of the others it is said when.
 _HEADERS: dict[str, Described] = {
     "X-Request-Id": {
@@ -91,8 +112,14 @@ _HEADERS: dict[str, Described] = {
     },
     "Allow": {"description": "The methods of this path.", "required": True, "schema": {"type": "string"}},
     "ETag": {"description": "For If-None-Match.", "required": True, "schema": {"type": "string"}},
+    **_RATE_LIMIT,
 }
-_HEADERS_OF_STATUS = {401: ("WWW-Authenticate",), 405: ("Allow",), 503: ("Retry-After",)}
+_HEADERS_OF_STATUS = {
+    401: ("WWW-Authenticate",),
+    405: ("Allow",),
+    429: ("Retry-After", *_RATE_LIMIT),
+    503: ("Retry-After",),
+}
 
 # -- The calls -------------------------------------------------------------------------------------------------------
 
@@ -119,7 +146,8 @@ class Answer:
 class Call:
     """What the route table and the docstring do not tell about a call.
 
-    `refusals` are those of its own: what every call, or every one that asks for sign-in, can refuse is added.
+    `refusals` are those of its own: what every call, or every one that asks for sign-in, can refuse is added. `keyed`: it
+    reads Idempotency-Key.
     """
 
     tag: str
@@ -128,17 +156,37 @@ class Call:
     query: type[Schema] | None = None
     body: tuple[Content, ...] = ()
     body_required: bool = True
+    keyed: bool = False
     details: str = ""
 
 
 _EVERYWHERE = (errors.MalformedRequest, errors.HeadersTooLarge, errors.InternalError)
-_SIGNED_IN = (errors.SignedOut, errors.DatabaseUnavailable, errors.SchemaBehind, errors.TookTooLong, errors.TooLarge)
+_SIGNED_IN = (
+    errors.SignedOut,
+    errors.RateExceeded,
+    errors.TooManyAtOnce,
+    errors.TooManyFailedSignIns,
+    errors.DatabaseUnavailable,
+    errors.ConnectionLost,
+    errors.Overloaded,
+    errors.LockedOut,
+    errors.SchemaBehind,
+    errors.TookTooLong,
+    errors.TooLarge,
+)
 _READING = (errors.InvalidQueryParameters, errors.InvalidLimit)
-_WRITING = (errors.InvalidJSON, errors.InvalidBody, errors.BodyTooLarge, errors.ReadOnlyDatabase)
+_WRITING = (errors.InvalidJSON, errors.InvalidBody, errors.RequestTooSlow, errors.BodyTooLarge, errors.ReadOnlyDatabase)
 _RECORDING = (errors.RecordingForbidden, *_WRITING, errors.Contention)
 # What no call does: a path, or a method, that is not in the route table.
 _NO_CALL = (errors.UnknownPath, errors.MethodNotAllowed)
 
+_KEY = {
+    "in": "header",
+    "name": "Idempotency-Key",
+    "schema": {"type": "string"},
+    "description": "Records that bring no id get one that depends on this and on nothing random: the same request with "
+    "the same key is recognised as a repeat. One key is for one request.",
+}
 _NAMES = {"type": "array", "items": {"type": "string"}, "uniqueItems": True}
 _STORED_BEFORE = "Nothing of it was new, or what was stored has been extended."
 
@@ -155,6 +203,7 @@ def _children(schema: type[Schema], example: dict[str, Any], *, details: str = "
                 examples={"one": example, "several": [example, example | {"created_at": "2025-01-01T10:00:04.5Z"}]},
             ),
         ),
+        keyed=schema is not records.ModelThought,
         details="An array is stored whole or not at all. `interception_id`, where it is given, is that of the path. With "
         "an `id` it can be sent again: the same content changes nothing, other content is a 409, whose validations begin "
         f"with the position. {details}",
@@ -207,6 +256,7 @@ CALLS: Mapping[Handler, Call] = {
         body=(
             Content(records.InterceptionBody, examples={"running": examples.RUNNING, "finished": examples.FINISHED}),
         ),
+        keyed=True,
         details="What is read can be recorded. `initiator` creates the user or refreshes their names; both it and "
         "`initiator_id` must name the same one. `ended_at` is not before `started_at`, and `interception_id` in what is "
         "nested equals `id`. Other content than what is stored under an id is a 409, as is the username of another user.",
@@ -214,7 +264,7 @@ CALLS: Mapping[Handler, Call] = {
     importing.import_interceptions: Call(
         "Recording",
         {200: Answer("The stream was read to its end.", Content(shapes.ImportReport))},
-        (errors.RecordingForbidden, errors.ReadOnlyDatabase, errors.Contention),
+        (errors.RecordingForbidden, errors.RequestTooSlow, errors.ReadOnlyDatabase, errors.Contention),
         body=(
             Content(
                 {"type": "string", "description": "One interception a line, each with its `ended_at`."},
@@ -251,7 +301,7 @@ CALLS: Mapping[Handler, Call] = {
     operations.readyz: Call(
         "Operations",
         {200: Answer("It is ready.", Content(shapes.Status))},
-        (errors.NotReady, errors.SchemaBehind, errors.TookTooLong, errors.TooLarge),
+        (errors.NotReady, errors.Overloaded, errors.SchemaBehind, errors.TookTooLong, errors.TooLarge),
     ),
     operations.metrics: Call(
         "Operations", {200: Answer("The metrics.", Content({"type": "string"}, media_type="text/plain"))}
@@ -391,6 +441,8 @@ def _add(
     ]
     if call.query:
         parameters.append({"in": "query", "schema": call.query})
+    if call.keyed:
+        parameters.append(_KEY)
     if parameters:
         operation["parameters"] = parameters
     if call.body:

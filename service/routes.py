@@ -47,6 +47,9 @@ API = (
     Route("POST", f"/interceptions/{_ID}/end", recording.end_interception),
 )
 
+# What takes as long as its body is long: bounded where it reads and stores, piece by piece.
+ENDLESS: frozenset[Handler] = frozenset({importing.import_interceptions})
+
 OPERATIONS = (
     Route("GET", "/healthz", operations.healthz),
     Route("GET", "/readyz", operations.readyz),

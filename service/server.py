@@ -13,7 +13,8 @@ from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
 
 from service import answers, errors
-from service.context import LIFECYCLE
+from service.connections import Connection, Connections
+from service.context import HELD, LIFECYCLE, SETTINGS
 
 log = structlog.get_logger("bridgelog.server")
 
@@ -70,6 +71,7 @@ class Site(web.BaseSite):
 
     def __init__(self, runner: web.AppRunner, host: str, port: int) -> None:
         super().__init__(runner)
+        self._bounds = Connections(runner.app[SETTINGS], runner.app[HELD])
         self._host = host
         self.bound_port = port
 
@@ -89,8 +91,9 @@ class Site(web.BaseSite):
         server = await loop.create_server(
             lambda: Protocol(
                 manager,
+                bounds=self._bounds,
                 loop=loop,
-                access_log=None,  # type: ignore[arg-type]  # none: the middleware writes it
+                access_log=None,  # none: the middleware writes it
                 max_line_size=_MAX_LINE,
                 max_field_size=_MAX_LINE,
             ),
@@ -103,8 +106,8 @@ class Site(web.BaseSite):
         self.bound_port = server.sockets[0].getsockname()[1]
 
 
-class Protocol(web.RequestHandler):
-    """aiohttp's, save that what its parser refuses is answered in the envelope: no echo, no banner."""
+class Protocol(Connection):
+    """A connection, save that what its parser refuses is answered in the envelope: no echo, no banner."""
 
     __slots__ = ()
 
@@ -116,8 +119,8 @@ class Protocol(web.RequestHandler):
         message: str | None = None,  # the parser's text quotes what it could not read
     ) -> web.StreamResponse:
         """The answer to a request that never reached the application; the connection closes after it."""
-        if request.writer.output_size > 0:
-            raise ConnectionError
+        if request.writer.output_size > 0 or isinstance(exc, ConnectionError):
+            raise ConnectionError  # the client has gone: nobody is left to answer
         refusal: errors.Refusal
         if isinstance(exc, LineTooLong):
             refusal = errors.HeadersTooLarge(f"The limit is {_MAX_LINE} bytes a line.")
@@ -142,7 +145,7 @@ def _bare(refusal: errors.Refusal) -> web.Response:
         body=answers.dump(answers.envelope(refusal)),
         status=refusal.status,
         content_type=answers.JSON,
-        headers={"Cache-Control": "no-store", "X-Request-Id": uuid.uuid4().hex},
+        headers={"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "X-Request-Id": uuid.uuid4().hex},
     )
     answer.force_close()
     return answer

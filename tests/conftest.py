@@ -6,6 +6,7 @@ import itertools
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -30,6 +31,10 @@ MakeClient = Callable[..., Awaitable[Client]]
 
 _SETTINGS = Settings(
     database_url=None,
+    read_database_url=None,
+    direct_database_url=None,
+    pgbouncer=False,
+    max_replication_lag=5.0,
     data_dir=Path("unused"),
     host="127.0.0.1",
     port=0,
@@ -37,10 +42,26 @@ _SETTINGS = Settings(
     migrate=False,
     # What a test does to the database, on this thread, must not wait for a sealing that waits for this thread.
     upkeep=False,
+    retention=timedelta(),
+    content_retention=timedelta(),
     member_read="own",
     max_body=16 * 1024 * 1024,
+    rate_limit=0.0,
+    rate_burst=0,
+    concurrency_limit=0,
+    failed_sign_ins=300,
+    trusted_proxies=(),
     pool_size=5,
+    max_waiting=200,
+    pool_timeout=10.0,
     statement_timeout=30.0,
+    lock_timeout=10.0,
+    request_timeout=60.0,
+    head_timeout=10.0,
+    send_timeout=60.0,
+    max_connections=900,
+    max_page=32 * 1024 * 1024,
+    max_held=128 * 1024 * 1024,
     drain_seconds=0.0,
     shutdown_timeout=5.0,
     log_format="json",

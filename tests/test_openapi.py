@@ -120,10 +120,14 @@ def test_every_refusal_is_described(document: dict[str, Any]) -> None:
     for refusal in apart:
         assert refusal.__name__ in document["components"]["responses"]
     assert described | {(refusal.__name__, refusal.status) for refusal in apart} == {
-        (refusal.__name__, refusal.status)
-        for refusal in errors.Refusal.__subclasses__()
-        if refusal not in NOT_OVER_HTTP
+        (refusal.__name__, refusal.status) for refusal in refusals(errors.Refusal) if refusal not in NOT_OVER_HTTP
     }
+
+
+def refusals(base: type[errors.Refusal]) -> Iterator[type[errors.Refusal]]:
+    for refusal in base.__subclasses__():
+        yield refusal
+        yield from refusals(refusal)
 
 
 def responses(document: dict[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:

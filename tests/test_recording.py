@@ -9,7 +9,19 @@ from uuid import UUID, uuid4, uuid5
 import pytest
 import simplejson
 from conftest import Client, MakeClient, Person
-from recorder import CHILDREN, Recorder, count, running, thought, token_usage, tool_usage, user_prompt, whole, without
+from recorder import (
+    CHILD_CALLS,
+    CHILDREN,
+    Recorder,
+    count,
+    running,
+    thought,
+    token_usage,
+    tool_usage,
+    user_prompt,
+    whole,
+    without,
+)
 
 from service import errors
 
@@ -439,6 +451,35 @@ async def test_a_single_child_without_an_id_is_new_each_time(recorder: Recorder,
     assert answers[0].body != answers[1].body
     array = await recorder.add(started["id"], "user_prompts", [prompt, prompt])
     assert len(set(array.body["ids"])) == 2
+
+
+async def test_what_has_no_id_is_recognised_by_the_key_of_its_request(
+    recorder: Recorder, add_person: Callable[..., Any], sql: Sql
+) -> None:
+    body = running()
+    del body["id"]
+    key = {"Idempotency-Key": "a key, caf\xe9"}
+    first = await recorder.post("", body, **key)
+    again = await recorder.post("", body, **key)
+    assert (first.status, again.status) == (201, 200)
+    assert first.body == again.body
+    other = Recorder(recorder.client, await add_person("another", "recorder"))
+    news = [await recorder.post("", body, **{"Idempotency-Key": "b"}), await other.post("", body, **key)]
+    assert [answer.status for answer in news] == [201, 201], "another key, another caller: another record"
+    assert len({first.body["id"], *(answer.body["id"] for answer in news)}) == 3
+    for kind, make in CHILDREN.items():
+        if kind != "model_thoughts":
+            path = f"/{first.body['id']}/{CHILD_CALLS[kind]}"
+            two = [without(make(), "id"), without(make(), "id")]
+            answers = [await recorder.post(path, two, **key) for _ in range(2)]
+            assert [answer.status for answer in answers] == [201, 200]
+            assert answers[0].body == answers[1].body
+            assert count(sql, kind) == 2
+            elsewhere = await recorder.post(f"/{news[0].body['id']}/{CHILD_CALLS[kind]}", two, **key)
+            assert elsewhere.status == 201, "the same key below another interception is no conflict"
+    changed = await recorder.post("", body | {"model": "another"}, **key)
+    assert changed.status == 409
+    assert set(changed.wrong) == {"model"}
 
 
 async def test_a_thought_is_the_same_by_interception_instant_and_content(recorder: Recorder, sql: Sql) -> None:

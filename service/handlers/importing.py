@@ -7,8 +7,8 @@ from aiohttp import web
 from service import errors
 from service.answers import json_answer
 from service.bodies import read_chunks
-from service.context import DATABASE, METRICS, caller
-from service.importing import Report, import_stream
+from service.context import DATABASE, METRICS, SETTINGS, SHARE, caller
+from service.importing import BATCH_BYTES, Report, import_stream
 
 
 async def import_interceptions(request: web.Request) -> web.Response:
@@ -17,6 +17,8 @@ async def import_interceptions(request: web.Request) -> web.Response:
         raise errors.RecordingForbidden
     if not request.app[DATABASE].writable:
         raise errors.ReadOnlyDatabase
+    # Whatever its length, it holds a batch.
+    request[SHARE].hold(BATCH_BYTES)
     counted = Report()
 
     def count(report: Report) -> None:
@@ -28,5 +30,6 @@ async def import_interceptions(request: web.Request) -> web.Response:
         counted.imported, counted.unchanged = report.imported, report.unchanged
         counted.rejected_total = report.rejected_total
 
-    report = await import_stream(request.app[DATABASE], read_chunks(request), progress=count)
+    chunks = read_chunks(request, patience=request.app[SETTINGS].request_timeout)
+    report = await import_stream(request.app[DATABASE], chunks, progress=count)
     return json_answer(report.as_json())

@@ -9,7 +9,7 @@ from aiohttp import web
 from service import errors, search
 from service.answers import cursor_links, json_text, offset_links
 from service.auth import Caller
-from service.context import DATABASE, caller
+from service.context import DATABASE, STANDBYS, caller
 from service.db import Connection
 from service.schemas import queries
 from service.schemas.queries import Page
@@ -23,10 +23,11 @@ async def list_interceptions(request: web.Request) -> web.Response:
     database = request.app[DATABASE]
     # Total and page are of one snapshot: that of the one statement, or of the transaction around several.
     at_once = database.rolled_up and not totals.is_deep(page.offset)
-    async with database.connection() if at_once else database.snapshot() as connection:
+
+    async def work(connection: Connection) -> tuple[int, list[bytes]]:
         criteria = await _criteria(connection, asked, who=who)
         cursor = await _cursor(connection, page, who=who)
-        total, found = await (totals.read_page if database.rolled_up else interceptions.read_page)(
+        return await (totals.read_page if database.rolled_up else interceptions.read_page)(
             connection,
             criteria=criteria,
             # One more than the page holds tells whether anything follows; by offset the total tells it.
@@ -34,8 +35,10 @@ async def list_interceptions(request: web.Request) -> web.Response:
             offset=page.offset,
             cursor=cursor,
         )
+
+    total, found = await request.app[STANDBYS].read(work, caller=who, snapshot=not at_once)
     results = found[: page.limit]
-    if cursor is None:
+    if page.after_id is None:
         links = offset_links(page, total=total)
     else:
         links = cursor_links(page, following=_id(results[-1]) if len(found) > len(results) else None)

@@ -8,7 +8,8 @@ from aiohttp import web
 
 from service import search
 from service.answers import json_answer
-from service.context import DATABASE, caller
+from service.context import DATABASE, STANDBYS, caller
+from service.db import Connection
 from service.schemas import queries
 from service.store import names
 
@@ -28,8 +29,9 @@ async def _list(
 ) -> web.Response:
     page = queries.read_names_page(request.query)
     prefix = search.parse_prefix(page.q, key=key)
-    async with request.app[DATABASE].connection() as connection:
-        found = await names.list_names(
+
+    async def work(connection: Connection) -> list[str]:
+        return await names.list_names(
             connection,
             kind=kind,
             prefix=prefix,
@@ -38,4 +40,5 @@ async def _list(
             skip=page.offset,
             rolled_up=request.app[DATABASE].rolled_up,
         )
-    return json_answer(found)
+
+    return json_answer(await request.app[STANDBYS].read(work, caller=caller(request)))

@@ -22,7 +22,8 @@ async def readyz(request: web.Request) -> web.Response:
     if request.app[LIFECYCLE].draining:
         raise errors.NotReady("The service is shutting down.", retry_after=1)
     try:
-        async with request.app[DATABASE].connection() as connection:
+        # Not one of the pool's: a service that is busy is ready.
+        async with request.app[DATABASE].reserved() as connection:
             await schema.ping(connection)
             if request.app[SETTINGS].schema == "own":
                 missing = await schema.missing_migrations(connection, known=migrations.names())

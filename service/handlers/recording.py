@@ -12,7 +12,7 @@ from aiohttp import web
 from service import errors
 from service.answers import json_answer, json_text
 from service.bodies import load_body
-from service.context import DATABASE, METRICS, SETTINGS, caller
+from service.context import DATABASE, METRICS, SETTINGS, SHARE, caller
 from service.db import Connection
 from service.schemas import records
 from service.store import interceptions, recording, users
@@ -23,11 +23,17 @@ T = TypeVar("T")
 
 async def record_interception(request: web.Request) -> web.Response:
     """Record an interception, running or finished, with whatever it owns; again with the same content is fine."""
-    sent = await _load(request, records.load_interception)
+    key = _key(request)
+    sent = await _load(request, lambda value: records.load_interception(value, key=key))
 
     async def work(connection: Connection) -> tuple[Outcome, bytes]:
         if sent.initiator is not None:
-            await users.refresh(connection, initiator=sent.initiator, seen_at=datetime.now(UTC))
+            await users.refresh(
+                connection,
+                initiator=sent.initiator,
+                seen_at=datetime.now(UTC),
+                started_at=sent.sent["started_at"],
+            )
         outcome = await recording.record(connection, interception=sent)
         return outcome, await interceptions.read_one(connection, interception_id=sent.id)
 
@@ -77,9 +83,10 @@ async def record_model_thoughts(request: web.Request) -> web.Response:
 
 async def _record_children(request: web.Request, kind: Kind) -> web.Response:
     interception_id = _interception_id(request)
+    key = _key(request)
 
     def load(value: object) -> tuple[list[dict[str, Any]], bool]:
-        children = records.load_children(value, kind=kind, interception_id=interception_id)
+        children = records.load_children(value, kind=kind, interception_id=interception_id, key=key)
         return children, isinstance(value, list)
 
     children, listed = await _load(request, load)
@@ -97,7 +104,13 @@ async def _record_children(request: web.Request, kind: Kind) -> web.Response:
 async def _load(request: web.Request, load: Callable[[object], T]) -> T:
     if not caller(request).can_record:
         raise errors.RecordingForbidden
-    return await load_body(request, load, most=request.app[SETTINGS].max_body)
+    return await load_body(request, load, most=request.app[SETTINGS].max_body, share=request[SHARE])
+
+
+def _key(request: web.Request) -> str | None:
+    """What tells that a request is the same one, sent again: the caller's Idempotency-Key, theirs alone."""
+    given = request.headers.get("Idempotency-Key")
+    return f"{caller(request).user_id} {given!a}" if given else None  # !a: a header may hold bytes that are no text
 
 
 def _interception_id(request: web.Request) -> UUID:

@@ -9,7 +9,7 @@ from aiohttp import web
 from service import errors, instants
 from service.answers import json_answer
 from service.bodies import read_body
-from service.context import DATABASE, caller
+from service.context import DATABASE, SHARE, caller
 from service.schemas import records
 from service.store import request_logging
 
@@ -21,7 +21,7 @@ async def set_request_logging(request: web.Request) -> web.Response:
     who = caller(request)
     if not who.can_toggle:
         raise errors.RequestLoggingForbidden
-    body = records.load_body(records.RequestLogging(), await read_body(request, most=MAX_BODY))
+    body = records.load_body(records.RequestLogging(), await read_body(request, most=MAX_BODY, share=request[SHARE]))
     async with request.app[DATABASE].transaction() as connection:
         await request_logging.turn(
             connection, enabled=body["enabled"], changed_at=datetime.now(UTC), changed_by=who.user_id
@@ -35,8 +35,7 @@ async def get_request_logging(request: web.Request) -> web.Response:
         raise errors.RequestLoggingHidden
     if not request.app[DATABASE].writable:
         raise errors.ReadOnlyDatabase
-    async with request.app[DATABASE].connection() as connection:
-        state = await request_logging.read(connection)
+    state = await request.app[DATABASE].read(request_logging.read)
     return json_answer(
         {
             "enabled": state.enabled,

@@ -25,6 +25,7 @@ _TOO_MANY = f"must have at most {_MOST_ELEMENTS:,} elements"
 _MOST_TOLD = 100
 _MAX_INTEGER = 2**63 - 1
 _MOST_SHOWN = 200
+_KEYED = UUID("fe815c5c-a33c-4bbc-85f0-4459f930b979")  # the namespace of ids that are made from a key
 
 _TOLD: dict[str, str | list[Any] | dict[Any, Any]] = {"required": "is required", "null": "must not be null"}
 _OF_OBJECTS = {"unknown": "is not a known member", "type": "must be an object"}
@@ -290,13 +291,13 @@ def load_body(schema: Schema, value: object, *, at: str = "") -> dict[str, Any]:
     return loaded
 
 
-def load_interception(value: object) -> Interception:
-    """An interception in the store's words; raises InvalidBody."""
+def load_interception(value: object, *, key: str | None = None) -> Interception:
+    """An interception in the store's words; raises InvalidBody. Without an id it gets one, the same for the same `key`."""
     body = load_body(_INTERCEPTION, value)
     initiator = body.pop("initiator", None)
     correlating = body.pop("correlating_tool_call_id", None)
     nested = {kind: body.pop(kind, []) for kind in KINDS}
-    body.setdefault("id", uuid.uuid4())
+    body.setdefault("id", _new_id(key, "interception"))
     if initiator is not None:
         body["initiator_id"] = initiator["id"]
     return Interception(
@@ -318,8 +319,11 @@ def load_end(value: object) -> dict[str, Any]:
     return load_body(_END, value)
 
 
-def load_children(value: object, *, kind: Kind, interception_id: UUID) -> list[dict[str, Any]]:
-    """The children of a call's body, one object or an array of them, each with an id; raises InvalidBody."""
+def load_children(value: object, *, kind: Kind, interception_id: UUID, key: str | None = None) -> list[dict[str, Any]]:
+    """The children of a call's body, one object or an array of them, each with an id; raises InvalidBody.
+
+    Those that bring none get one, the same for the same `key`.
+    """
     bodies = value if isinstance(value, list) else [value]
     if len(bodies) > _MOST_ELEMENTS:
         raise InvalidBody(validations=[Validation("body", _TOO_MANY)])
@@ -336,13 +340,17 @@ def load_children(value: object, *, kind: Kind, interception_id: UUID) -> list[d
         if child.setdefault("interception_id", interception_id) != interception_id:
             problems.append(Validation(f"{at}interception_id", "must be the id of the interception in the path"))
         if kind != "model_thoughts":
-            child.setdefault("id", uuid.uuid4())
+            child.setdefault("id", _new_id(key, f"{interception_id} {kind} {index}"))
         children.append(child)
         if len(problems) >= _MOST_TOLD:
             break
     if problems:
         raise InvalidBody(validations=problems[:_MOST_TOLD])
     return children
+
+
+def _new_id(key: str | None, what: str) -> UUID:
+    return uuid.uuid4() if key is None else uuid.uuid5(_KEYED, f"{what} {key}")
 
 
 def _nested_child(child: dict[str, Any], *, interception_id: UUID, kind: Kind, position: int) -> dict[str, Any]:
