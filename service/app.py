@@ -12,8 +12,16 @@ from aiohttp import web
 
 from service import db, middleware, openapi, routes, statements
 from service.auth import Authenticator
+from service.bridge import providers
+from service.bridge.recorder import RECORDER, Recorder
+from service.bridge.relay import BRIDGE, Bridge
+from service.bridge.request_log import RequestLog
+from service.bridge.routes import doors
+from service.bridge.upstream import Breaker, Upstream
 from service.context import (
     AUTHENTICATOR,
+    BACKLOG,
+    BRIDGED,
     DATABASE,
     HELD,
     LIFECYCLE,
@@ -42,20 +50,23 @@ _REST_SECONDS = 5.0
 def build_app(settings: Settings, *, database_url: str) -> web.Application:
     """The application on a database whose schema is current; it opens its connections when it starts.
 
-    `database_url` is where the database is, given or embedded. Raises StatementError on a bad file below sql/.
+    `database_url` is where the database is, given or embedded. Raises StatementError on a bad file below sql/, InvalidSettings on providers that
+    cannot be used.
     """
     # A body's size is bounded where it is read, call by call.
     app = web.Application(middlewares=[middleware.observe, middleware.sign_in, middleware.limit], client_max_size=0)
     app[SETTINGS] = settings
-    if settings.rate_limit:
-        burst = settings.rate_burst or max(1, math.ceil(settings.rate_limit))
-        app[RATE] = Rate(per_second=settings.rate_limit, burst=burst)
+    if rate := _per_second(settings.rate_limit, burst=settings.rate_burst):
+        app[RATE] = rate
     if settings.concurrency_limit:
         app[SLOTS] = Slots(settings.concurrency_limit)
     app[LIFECYCLE] = Lifecycle()
     app[OPENAPI] = openapi.document_text()
     app[HELD] = Held(settings.max_held)
     loaded = statements.load()
+    serves_bridge = settings.bridge != "off" and settings.schema == "own"
+    instances = providers.configured(settings, reserved=routes.RESERVED) if serves_bridge else ()
+    request_log = RequestLog(settings)
 
     async def connections(app: web.Application) -> AsyncIterator[None]:
         database = await db.connect(settings, database_url, loaded)
@@ -71,15 +82,46 @@ def build_app(settings: Settings, *, database_url: str) -> web.Application:
         await standbys.close()
         await database.close()
 
+    async def bridge(app: web.Application) -> AsyncIterator[None]:
+        """What the bridge works with."""
+        metrics = app[METRICS]
+        app[RECORDER] = recorder = await Recorder.open(app[DATABASE], settings=settings, metrics=metrics)
+        app[BACKLOG] = recorder.backlog
+        breaker = Breaker(
+            failures=settings.breaker_failures, seconds=settings.breaker_seconds, gauge=metrics.breaker_state
+        )
+        upstream = Upstream(settings, breaker=breaker, retried=metrics.upstream_retries)
+        app[BRIDGE] = Bridge(
+            settings=settings,
+            recorder=recorder,
+            upstream=upstream,
+            request_log=request_log,
+            metrics=metrics,
+            rate=_per_second(settings.bridge_rate_limit),
+            slots=Slots(settings.bridge_concurrency) if settings.bridge_concurrency else None,
+        )
+        tidying = asyncio.create_task(_for_ever("request log", request_log.keep_tidy))
+        yield
+        tidying.cancel()
+        await asyncio.gather(tidying, return_exceptions=True)
+        await upstream.close()
+        await recorder.close()
+        await asyncio.to_thread(request_log.close)
+
     async def background(app: web.Application) -> AsyncIterator[None]:
         """What goes on besides requests."""
         database, gauge = app[DATABASE], app[METRICS].request_logging
+
+        def turn(enabled: bool) -> None:  # noqa: FBT001  # called with what the database says
+            gauge.set(enabled)
+            request_log.enabled = enabled
+
         tasks = []
         if settings.read_database_url:
             tasks.append(asyncio.create_task(_for_ever("standbys", app[STANDBYS].watch)))
         if settings.schema == "own":
             told_at = settings.session_url(database_url)
-            follow = functools.partial(follow_request_logging, told_at, database, gauge=gauge)
+            follow = functools.partial(follow_request_logging, told_at, database, tell=turn)
             tasks.append(asyncio.create_task(_for_ever("request logging", follow)))
         if settings.schema == "own" and settings.upkeep:
             tasks.append(asyncio.create_task(_for_ever("rollups", functools.partial(keep_rollups, database))))
@@ -92,11 +134,19 @@ def build_app(settings: Settings, *, database_url: str) -> web.Application:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     app.cleanup_ctx.extend([connections, background])
+    if instances:
+        app.cleanup_ctx.append(bridge)
     app.on_response_prepare.append(middleware.harden)
     app.on_response_prepare.append(middleware.closing_while_draining)
-    for route in routes.all_routes():
+    bridged = [*doors(instances)]
+    app[BRIDGED] = {door.handler: door.shape for door in bridged}
+    for route in routes.all_routes(doors=bridged, api=settings.bridge != "only"):
         app.router.add_route(route.method, route.path, route.handler)
     return app
+
+
+def _per_second(limit: float, *, burst: int = 0) -> Rate | None:
+    return Rate(per_second=limit, burst=burst or max(1, math.ceil(limit))) if limit else None
 
 
 def _failures(a_minute: int) -> Rate | None:

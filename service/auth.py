@@ -142,6 +142,10 @@ class Authenticator:
             return trusted[2]
         return await self._examine(text, neighbourhood(address))
 
+    async def authenticate_for_bridge(self, text: str | None, *, address: Address | None = None) -> Caller:
+        """As `authenticate`."""
+        return await self.authenticate(text, address=address)
+
     async def _examine(self, text: str, source: Hashable) -> Caller:
         parts = tokens.split(text)
         if parts is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from aiohttp import web
@@ -23,6 +24,17 @@ class Lifecycle:
     draining: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What the bridge has yet to write to the database, and whether it would record another request, as far as it knows."""
+
+    records: int
+    oldest_seconds: float
+    spool_bytes: int
+    spool_limit: int
+    takes_more: bool
+
+
 SETTINGS = web.AppKey("settings", Settings)
 DATABASE = web.AppKey("database", Database)
 STANDBYS = web.AppKey("standbys", Standbys)
@@ -30,16 +42,22 @@ AUTHENTICATOR = web.AppKey("authenticator", Authenticator)
 METRICS = web.AppKey("metrics", Metrics)
 OPENAPI = web.AppKey("openapi", bytes)
 HELD = web.AppKey("held", Held)
+BACKLOG = web.AppKey[Callable[[], Backlog]]("backlog")
 LIFECYCLE = web.AppKey("lifecycle", Lifecycle)
 
 RATE = web.AppKey("rate", Rate)
 SLOTS = web.AppKey("slots", Slots)
+
+# Handlers of the bridge, and how each shapes an error for its clients: status and sentence to a body.
+BRIDGED = web.AppKey[Mapping[object, Callable[[int, str], bytes]]]("bridged")
 
 ADDRESS = web.RequestKey[Address | None]("address")
 STANDING = web.RequestKey("standing", Standing)
 CALLER = web.RequestKey("caller", Caller)
 REQUEST_ID = web.RequestKey("request_id", str)
 SHARE = web.RequestKey("share", Share)
+# What to call when the client has gone, where the handler wants to know.
+LEFT = web.RequestKey[Callable[[], None]]("left")
 
 
 def caller(request: web.Request) -> Caller:

@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import structlog
-from prometheus_client import Gauge
 
 from service import db, errors
 from service.db import Database
@@ -22,15 +21,15 @@ _RETRY_SECONDS = 0.5
 _POLL_SECONDS = 0.5
 
 
-async def follow_request_logging(url: str | None, database: Database, *, gauge: Gauge) -> None:
-    """Keep `gauge` at the switch's state, until cancelled; `url` is where notifications come, None where none do."""
+async def follow_request_logging(url: str | None, database: Database, *, tell: Callable[[bool], None]) -> None:
+    """Tell the switch's state, now and after each change, until cancelled; `url` is where notifications come, None where none do."""
     while True:
         try:
             async with db.listen(url, request_logging.CHANNEL) if url else _polling() as notified:
                 while True:
                     async with database.connection() as connection:
                         state = await request_logging.read(connection)
-                    gauge.set(state.enabled)
+                    tell(state.enabled)
                     await notified()
         except errors.Refusal as problem:
             log.warning("the switch cannot be followed; trying again", reason=problem.message, seconds=_RETRY_SECONDS)

@@ -29,7 +29,7 @@ NOW = instant("2026-03-01T12:00:00Z")
 Client = TestClient[web.Request, web.Application]
 MakeClient = Callable[..., Awaitable[Client]]
 
-_SETTINGS = Settings(
+SETTINGS = Settings(
     database_url=None,
     read_database_url=None,
     direct_database_url=None,
@@ -44,6 +44,27 @@ _SETTINGS = Settings(
     upkeep=False,
     retention=timedelta(),
     content_retention=timedelta(),
+    bridge="off",
+    anthropic_key=None,
+    anthropic_base_url=None,
+    openai_key=None,
+    openai_base_url=None,
+    providers_file=None,
+    allow_byok=False,
+    bridge_max_body=32 * 1024 * 1024,
+    bridge_rate_limit=0.0,
+    bridge_concurrency=0,
+    bridge_keep_alive=10.0,
+    upstream_retries=2,
+    upstream_connect_timeout=10.0,
+    upstream_timeout=600.0,
+    breaker_failures=0,
+    breaker_seconds=30.0,
+    request_log_dir=Path("unused"),
+    request_log_limit=1024 * 1024 * 1024,
+    request_log_age=timedelta(days=7),
+    spool_dir=Path("unused"),
+    spool_limit=1024 * 1024 * 1024,
     member_read="own",
     max_body=16 * 1024 * 1024,
     rate_limit=0.0,
@@ -134,7 +155,7 @@ def _database(url_of: Callable[[str], str], template: str) -> Iterator[str]:
 @pytest.fixture
 def settings() -> Settings:
     """Settings as a test wants them; override the fixture, or use dataclasses.replace."""
-    return _SETTINGS
+    return SETTINGS
 
 
 @pytest.fixture
