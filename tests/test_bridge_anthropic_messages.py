@@ -273,6 +273,10 @@ IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png"
         (user("a\0b\ud800"), "a\ufffdb\ufffd", None),
         (user(""), None, None),
         ([*user("Why?"), {"role": "assistant", "content": "Because"}], None, None),
+        # As Claude Code 2.1 sends them.
+        ([*user("Why?"), {"role": "system", "content": "Available agents: …"}], "Why?", None),
+        ([*user([RESULT]), {"role": "system", "content": "a"}, {"role": "system", "content": "b"}], None, "toolu_01"),
+        ([{"role": "system", "content": "a"}], None, None),
         ([], None, None),
         (None, None, None),
         ("Why?", None, None),

@@ -171,6 +171,7 @@ def test_the_client(headers: dict[str, str], client: str) -> None:
         ({"User-Agent": "claude-cli/2"}, "of-the-body", "of-the-body"),
         ({"User-Agent": "claude-cli/2", "X-Claude-Code-Session-Id": " "}, None, None),
         ({"User-Agent": "codex_cli_rs/0.61", "session_id": "s"}, "of-the-body", "s"),
+        ({"User-Agent": "codex_exec/0.169.0", "session-id": "s", "thread-id": "t"}, None, "s"),
         ({"User-Agent": "codex_cli_rs/0.61"}, "of-the-body", None),
         ({"User-Agent": "mux/1", "X-Mux-Workspace-Id": "w"}, None, "w"),
         ({"User-Agent": "GitHubCopilotChat/0.33.1", "x-interaction-id": "i"}, None, "i"),

@@ -21,7 +21,7 @@ class _Agent:
     user_agent: str | None = None
     originator: str | None = None
     header: str | None = None
-    session_header: str | None = None
+    session_headers: tuple[str, ...] = ()  # the first that is there
 
     def sent(self, headers: Mapping[str, str]) -> bool:
         if self.user_agent and headers.get("User-Agent", "").lower().startswith(self.user_agent):
@@ -31,19 +31,19 @@ class _Agent:
         return self.header is not None and self.header in headers
 
 
-_CLAUDE_CODE: Final = _Agent("Claude Code", user_agent="claude", session_header="X-Claude-Code-Session-Id")
+_CLAUDE_CODE: Final = _Agent("Claude Code", user_agent="claude", session_headers=("X-Claude-Code-Session-Id",))
 
 # The first that matches is it.
 _AGENTS: Final = (
-    _Agent("Mux", user_agent="mux/", session_header="X-Mux-Workspace-Id"),
+    _Agent("Mux", user_agent="mux/", session_headers=("X-Mux-Workspace-Id",)),
     _CLAUDE_CODE,
-    _Agent("Codex", user_agent="codex", session_header="session_id"),
+    _Agent("Codex", user_agent="codex", session_headers=("session_id", "session-id")),
     _Agent("Zed", user_agent="zed/"),
-    _Agent("GitHub Copilot (VS Code)", user_agent="githubcopilotchat/", session_header="x-interaction-id"),
-    _Agent("GitHub Copilot (CLI)", user_agent="copilot/", session_header="X-Client-Session-Id"),
-    _Agent("Kilo Code", user_agent="kilo-code/", originator="kilo-code", session_header="X-KILOCODE-TASKID"),
+    _Agent("GitHub Copilot (VS Code)", user_agent="githubcopilotchat/", session_headers=("x-interaction-id",)),
+    _Agent("GitHub Copilot (CLI)", user_agent="copilot/", session_headers=("X-Client-Session-Id",)),
+    _Agent("Kilo Code", user_agent="kilo-code/", originator="kilo-code", session_headers=("X-KILOCODE-TASKID",)),
     _Agent("Roo Code", user_agent="roo-code/", originator="roo-code"),
-    _Agent("Coder Agents", user_agent="coder-agents/", session_header="X-Coder-Chat-Id"),
+    _Agent("Coder Agents", user_agent="coder-agents/", session_headers=("X-Coder-Chat-Id",)),
     _Agent("Charm Crush", user_agent="charm crush/"),
     _Agent("Cursor", header="x-cursor-client-version"),
 )
@@ -63,7 +63,7 @@ def session_of(headers: Mapping[str, str], body: str | None) -> str | None:
     agent = _agent_of(headers)
     if agent is None:
         return None
-    session = headers.get(agent.session_header, "").strip() if agent.session_header else ""
+    session = next((headers[name].strip() for name in agent.session_headers if name in headers), "")
     if not session and agent is _CLAUDE_CODE:
         session = body or ""
     # aiohttp hands on bytes of a header that are not UTF-8 as surrogates.

@@ -20,7 +20,7 @@ _ERRORS = {
 
 def planned(body: dict[str, Any]) -> Plan:
     """The answer to a messages request; raises KeyError, TypeError or IndexError where it is none."""
-    last = body["messages"][-1]
+    last = [message for message in body["messages"] if message["role"] != "system"][-1]
     parts = [{"type": "text", "text": last["content"]}] if isinstance(last["content"], str) else last["content"]
     texts = [part["text"] for part in parts if part["type"] == "text"]
     tools = [(tool["name"], tool.get("input_schema") or {}) for tool in body.get("tools") or []]

@@ -153,7 +153,8 @@ def _begin(request: web.Request, shape: Shape, raw: bytes) -> Exchange:
     headers: dict[str, list[str]] = {}
     for name, value in request.headers.items():
         headers.setdefault(name.lower(), []).append(value)
-    number = next(request.app[_NUMBERS])
+    numbers = request.app[_NUMBERS]
+    number = next(numbers)
     exchange = Exchange(f"req_standin_{number:08}", request.path, "", headers=headers, body=raw)
     request.app[EXCHANGES].append(exchange)
     return exchange
@@ -170,11 +171,12 @@ async def _fault(
     """What comes instead of an answer, if anything does."""
     if "reset" in wishes:
         _reset(request)
-        raise ConnectionResetError
+        return web.Response()
     if "stall" in wishes:
-        while request.transport and not request.transport.is_closing():
+        # Nothing wakes a handler when its client goes away.
+        while request.transport and not request.transport.is_closing():  # noqa: ASYNC110
             await asyncio.sleep(0.02)
-        raise ConnectionResetError
+        return web.Response()
     if "redirect" in wishes:
         return web.Response(
             status=307, headers={"Location": "http://stand-in.invalid/", shape.request_id: exchange.request_id}
@@ -222,7 +224,7 @@ def _parts(shape: Shape, plan: Plan, body: dict[str, Any], wishes: Wishes) -> tu
         f"event: {event['type']}\ndata: {text}\n\n" if shape.named else f"data: {text}\n\n"
         for event, text in zip(events, texts, strict=True)
     ]
-    if not shape.named and "error" not in wishes:
+    if not shape.named and not {"error", "garbage"} & set(wishes.named):
         parts.append("data: [DONE]\n\n")
     if "comments" in wishes:
         parts = [f": {number}\n{part}" for number, part in enumerate(parts)]
@@ -262,7 +264,7 @@ async def _write(
             await response.write(part[: len(part) // 2])
             await asyncio.sleep(0.05)  # or else the reset overtakes what was written
             _reset(request)
-            raise ConnectionResetError
+            return response
         if "silent" in wishes and number == len(parts) // 2:
             await asyncio.sleep(wishes.number("silent", 11_000) / 1_000)
         if "slow" in wishes:

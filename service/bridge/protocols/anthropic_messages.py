@@ -40,7 +40,7 @@ class AnthropicMessages:
     def read(self, body: bytes) -> Question:
         """What a request means."""
         members, model = reading.question(body)
-        last = reading.last(members.get("messages"))
+        last = _last_of_the_conversation(members.get("messages"))
         content = last.get("content") if last.get("role") == "user" else None
         parts = reading.mappings(content)
         texts = [part.get("text") for part in parts if part.get("type") == "text"]
@@ -62,6 +62,12 @@ class AnthropicMessages:
         """An error's body."""
         kind = type or _ERROR_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
         return json.dumps({"type": "error", "error": {"type": kind, "message": message}}).encode()
+
+
+def _last_of_the_conversation(messages: object) -> dict[str, Any]:
+    """The last message that is not a system's: Claude Code sends some after what its user says."""
+    found = reading.mappings(messages)
+    return next((message for message in reversed(found) if message.get("role") != "system"), {})
 
 
 def _session(user_id: object) -> str | None:
