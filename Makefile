@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test test-faults soak lint lint-deploy container-test format bench secrets clean
+.PHONY: help run standin test test-faults soak cluster-test lint audit lint-deploy container-test format bench secrets clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
@@ -25,6 +25,9 @@ run: .venv/.run ## start the service on http://127.0.0.1:8080, with its own Post
 	if [ "$(DEMO)" -gt 0 ] && [ -z "$$BRIDGELOG_DATABASE_URL" ]; then $(BIN)/bridgelog demo --interceptions "$(DEMO)" --if-empty || exit; fi; \
 	exec $(BIN)/bridgelog serve
 
+standin: .venv/.run ## a stand-in for the Anthropic and OpenAI APIs on http://127.0.0.1:8090; ARGS="--port 8091"
+	exec $(BIN)/python -m tests.standin $(ARGS)
+
 test: .venv/.dev ## run the tests, each worker on a PostgreSQL of its own; ARGS="-x -k search", WORKERS=0 for a debugger
 	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadgroup $(ARGS)
 
@@ -34,12 +37,20 @@ test-faults: .venv/.dev ## every failure of the database and of clients under lo
 soak: .venv/.dev ## the tests of many writers at once, a minute each
 	BRIDGELOG_TEST_SOAK=1 $(BIN)/python -m pytest -n 0 tests/test_concurrency.py tests/test_proxy.py tests/test_rollups.py tests/test_rollup_races.py
 
+cluster-test: .venv/.run ## kill leaders of a Patroni cluster under load; needs etcd, Patroni and PostgreSQL; minutes; ARGS="--kills 3"
+	$(BIN)/python deploy/cluster-test $(ARGS)
+
 lint: .venv/.dev ## style, types, layers and SQL; changes nothing
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/sqlfluff lint sql migrations
+
+# Not part of lint: it asks a service on the internet, and what that knows changes without any change here.
+audit: .venv/.audit ## look the installed packages up in PyPI's list of vulnerabilities; fails where one cannot be looked up
+	$(BIN)/python -m pip freeze --exclude-editable > .venv/audit.txt
+	$(BIN)/pip-audit --strict --disable-pip --no-deps --requirement .venv/audit.txt
 
 lint-deploy: .venv/.deploy ## the Dockerfile and the compose file, against what their formats allow
 	$(BIN)/hadolint Dockerfile
@@ -78,6 +89,10 @@ clean: ## remove .venv and whatever tools left behind; .data stays
 
 .venv/.bench: .venv/.run
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	@touch $@
+
+.venv/.audit: .venv/.dev
+	$(BIN)/python -m pip install --quiet --editable '.[audit]'
 	@touch $@
 
 .venv/.deploy: .venv/bin/python setup.cfg

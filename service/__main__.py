@@ -1,4 +1,4 @@
-"""The command line: serve, migrate, users, tokens, rollups, demo, import."""
+"""The command line: serve, migrate, users, tokens, rollups, retention, demo, import."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import contextlib
 import os
 import shlex
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,7 +17,7 @@ from uuid import UUID, uuid4
 import click
 import structlog
 
-from service import db, errors, instants, jsontext, logs, migrations, server, statements, upkeep
+from service import db, erasure, errors, instants, jsontext, logs, migrations, retention, server, statements, upkeep
 from service import settings as configuration
 from service.app import build_app
 from service.embedded import Embedded, EmbeddedError
@@ -25,6 +25,7 @@ from service.identifiers import parse_uuid
 from service.importing import Report, import_stream
 from service.settings import Settings
 from service.store import demo as demo_data
+from service.store import erasure as erasure_store
 from service.store import interceptions as interception_store
 from service.store import rollups as rollup_store
 from service.store import tokens as token_store
@@ -66,7 +67,7 @@ def serve(*, migrate: bool) -> None:
     with _current_database(settings) as (url, embedded), _told():
         if settings.schema == "own" and settings.database_url:
             if migrate or settings.migrate:
-                migrations.apply(url)
+                migrations.apply(_session_url(settings, url))
             elif missing := migrations.pending(url):
                 message = f"the database lacks {len(missing)} migrations, {missing[0]} first: run bridgelog migrate"
                 raise click.ClickException(message)
@@ -75,7 +76,10 @@ def serve(*, migrate: bool) -> None:
         def ready(port: int) -> None:
             _welcome(f"http://{settings.host}:{port}", settings=settings, token=token)
 
-        app = build_app(settings, database_url=url)
+        try:
+            app = build_app(settings, database_url=url)
+        except configuration.InvalidSettings as problem:
+            raise click.ClickException(str(problem)) from problem
 
         async def work() -> None:
             reviving = asyncio.create_task(_revive(embedded)) if embedded else None
@@ -106,7 +110,7 @@ def migrate(*, check: bool) -> None:
         raise click.ClickException("BRIDGELOG_SCHEMA=foreign: the schema belongs to another system")
     with _database(settings) as (url, _), _told():
         if not check:
-            for name in migrations.apply(url):
+            for name in migrations.apply(_session_url(settings, url)):
                 click.echo(f"applied {name}")
             click.echo("the schema is current")
             return
@@ -168,7 +172,7 @@ def list_users() -> None:
         found = _run(_with(settings, url, read))
     for user in found:
         roles = ",".join(user.roles) or "member"
-        click.echo("\t".join(map(_shown, [str(user.id), user.username, user.status, roles, user.name])))
+        click.echo("\t".join(map(logs.visible, [str(user.id), user.username, user.status, roles, user.name])))
 
 
 @users.command("suspend")
@@ -185,6 +189,43 @@ def activate_user(username: str) -> None:
     _set_status(username, "active")
 
 
+@users.command("erase")
+@click.argument("username")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def erase_user(username: str, *, yes: bool) -> None:
+    """Remove a person's names, tokens and content everywhere, and keep the counts.
+
+    USERNAME may also be the id of a user, or of an initiator who is none. Safe to repeat.
+    """
+    settings = _settings()
+    initiator_id = parse_uuid(username)
+
+    async def find(database: db.Database) -> UUID | None:
+        async with database.connection() as connection:
+            found = await user_store.find_id(connection, username=_findable(username))
+            if found is None and initiator_id and await erasure_store.is_known(connection, user_id=initiator_id):
+                return initiator_id
+            return found
+
+    async def erase(database: db.Database, found: UUID) -> Mapping[str, int]:
+        with click.progressbar(length=0, label="erasing", file=sys.stderr) as bar:
+            return await erasure.erase(
+                database, user_id=found, progress=lambda removed: bar.update(removed["interceptions"])
+            )
+
+    with _current_database(settings) as (url, _), _told():
+        found = _run(_with(settings, url, find))
+        if found is None:
+            raise click.ClickException(f"there is no user {logs.visible(username)}: see bridgelog users list")
+        if not yes:
+            question = f"Erase {logs.visible(username)} ({found})? What is removed cannot be brought back."
+            click.confirm(question, abort=True, err=True)
+        at_length = replace(settings, statement_timeout=_DAY_SECONDS)
+        removed = _run(_with(at_length, url, lambda database: erase(database, found)))
+    for kind in ("tokens", *erasure_store.KINDS):
+        click.echo(f"{kind}\t{removed[kind]}")
+
+
 @main.group()
 def tokens() -> None:
     """What users sign in with."""
@@ -199,7 +240,7 @@ def create_token(username: str, days: int | None) -> None:
     async def create(connection: db.Connection) -> str:
         user_id = await user_store.find_id(connection, username=_findable(username))
         if user_id is None:
-            raise click.ClickException(f"there is no user {_shown(username)}: see bridgelog users list")
+            raise click.ClickException(f"there is no user {logs.visible(username)}: see bridgelog users list")
         now = datetime.now(UTC)
         expires_at = now + timedelta(days=days) if days else token_store.NEVER
         return await token_store.create(connection, user_id=user_id, created_at=now, expires_at=expires_at)
@@ -237,7 +278,7 @@ def verify_rollups() -> None:
         kind = f"{wrong.provider} {wrong.provider_name} {wrong.model} {wrong.client}"
         whose = "everyone" if not wrong.initiator_id.int else wrong.initiator_id
         where = f"{wrong.level} {instants.format(wrong.starts_at)}, {whose}, {kind}"
-        click.echo(f"{_shown(where)}: {wrong.rolled_up} rolled up, {wrong.counted} counted")
+        click.echo(f"{logs.visible(where)}: {wrong.rolled_up} rolled up, {wrong.counted} counted")
     if found:
         more = " or more" if len(found) == _MOST_DIFFERENCES else ""
         click.echo(f"the rollups differ in {len(found)} buckets{more}: run bridgelog rollups rebuild", err=True)
@@ -255,6 +296,45 @@ def rebuild_rollups() -> None:
 
     _at_length(rebuild)
     click.echo("the rollups are rebuilt")
+
+
+@main.group("retention")
+def retention_group() -> None:
+    """What is older than it may be."""
+
+
+@retention_group.command("run")
+@click.option("--dry-run", is_flag=True, help="Remove nothing; say what would go.")
+def run_retention(*, dry_run: bool) -> None:
+    """Remove once, now, what is older than BRIDGELOG_RETENTION and BRIDGELOG_CONTENT_RETENTION allow."""
+    settings = _settings()
+    limits = retention.Limits.of(settings, now=datetime.now(UTC))
+    if limits.interceptions is None and limits.content is None:
+        click.echo("BRIDGELOG_RETENTION and BRIDGELOG_CONTENT_RETENTION keep everything: nothing to remove")
+        return
+    if dry_run:
+        rows, content = _at_length(lambda database: retention.due(database, limits))
+        for what, dues in (("would delete", rows), ("would remove the content of", content)):
+            for due in dues:
+                span = f"{instants.format(due.oldest)} to {instants.format(due.newest)}"
+                click.echo(f"{what}\t{due.kind}\t{due.found}\t{span}")
+        if not rows and not content:
+            click.echo("nothing to remove")
+        return
+    with click.progressbar(length=0, label="removing", file=sys.stderr) as bar:
+        removed = _at_length(
+            lambda database: retention.remove(
+                database,
+                limits,
+                patient=True,
+                progress=lambda some: bar.update(some.deleted["interceptions"] + some.emptied.total()),
+            )
+        )
+    for what, counted in (("deleted", removed.deleted), ("removed the content of", removed.emptied)):
+        for kind, number in counted.items():
+            click.echo(f"{what}\t{kind}\t{number}")
+    if not removed.deleted and not removed.emptied:
+        click.echo("nothing to remove")
 
 
 @main.command()
@@ -285,7 +365,7 @@ def demo(*, interceptions: int, seed: int, if_empty: bool, beside_others: bool) 
     settings = _settings()
     with _current_database(settings) as (url, _), _told():
         try:
-            _run(_with(settings, url, fill))
+            _run(_with(settings, _session_url(settings, url), fill))
         except demo_data.ForeignRecords:
             message = "the database holds other people's records: --beside-others fills it all the same"
             raise click.ClickException(message) from None
@@ -304,7 +384,7 @@ def import_file(file: IO[bytes]) -> None:
         report = _run(_with(settings, url, lambda database: _import(database, file, size=size)))
     for rejected in report.rejected:
         wrong = "; ".join(f"{validation.field} {validation.detail}" for validation in rejected.validations)
-        click.echo(_shown(f"line {rejected.line}: {rejected.message} {wrong}".rstrip()), err=True)
+        click.echo(logs.visible(f"line {rejected.line}: {rejected.message} {wrong}".rstrip()), err=True)
     if untold := report.rejected_total - len(report.rejected):
         click.echo(f"… and {untold} more", err=True)
     click.echo(f"imported {report.imported}, unchanged {report.unchanged}, rejected {report.rejected_total}")
@@ -350,6 +430,15 @@ def _database(settings: Settings) -> Iterator[tuple[str, Embedded | None]]:
         embedded.close()
 
 
+def _session_url(settings: Settings, url: str) -> str:
+    """Where locks of a session hold; a pooler of transactions would lose them."""
+    found = settings.session_url(url)
+    if found is None:
+        message = "this does not go through pgbouncer: set BRIDGELOG_DIRECT_DATABASE_URL to PostgreSQL itself"
+        raise click.ClickException(message)
+    return found
+
+
 @contextlib.contextmanager
 def _current_database(settings: Settings) -> Iterator[tuple[str, Embedded | None]]:
     """As `_database`; the embedded one has its schema current."""
@@ -387,6 +476,8 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
 
 
 async def _with(settings: Settings, url: str, work: Callable[[db.Database], Awaitable[T]]) -> T:
+    if direct := settings.direct_database_url:
+        settings, url = replace(settings, pgbouncer=False), direct
     database = await db.connect(settings, url, statements.load())
     try:
         return await work(database)
@@ -447,14 +538,6 @@ def _welcome(address: str, *, settings: Settings, token: str | None) -> None:
     sys.stdout.flush()
 
 
-def _shown(text: str) -> str:
-    """Text that others have recorded, for a terminal: what would steer it is escaped."""
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape", "surrogatepass").decode()
-        for character in text
-    )
-
-
 def _findable(username: str) -> str:
     if problem := jsontext.text_problem(username):
         raise click.BadParameter(problem, param_hint="USERNAME")
@@ -477,7 +560,7 @@ def _set_status(username: str, status: Any) -> None:
         )
 
     if not _in_transaction(turn):
-        raise click.ClickException(f"there is no user {_shown(username)}: see bridgelog users list")
+        raise click.ClickException(f"there is no user {logs.visible(username)}: see bridgelog users list")
 
 
 if __name__ == "__main__":

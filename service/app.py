@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import structlog
@@ -11,11 +12,34 @@ from aiohttp import web
 
 from service import db, middleware, openapi, routes, statements
 from service.auth import Authenticator
+from service.bridge import providers
 from service.bridge.recorder import RECORDER, Recorder
-from service.context import AUTHENTICATOR, BACKLOG, DATABASE, HELD, LIFECYCLE, METRICS, OPENAPI, SETTINGS, Lifecycle
+from service.bridge.relay import BRIDGE, Bridge
+from service.bridge.request_log import RequestLog
+from service.bridge.routes import doors
+from service.bridge.upstream import Breaker, Upstream
+from service.context import (
+    AUTHENTICATOR,
+    BACKLOG,
+    BRIDGED,
+    DATABASE,
+    HELD,
+    LIFECYCLE,
+    METRICS,
+    OPENAPI,
+    RATE,
+    SETTINGS,
+    SLOTS,
+    STANDBYS,
+    Lifecycle,
+    Shape,
+)
 from service.held import Held
+from service.limits import Rate, Slots
 from service.metrics import Metrics
+from service.retention import keep_retention
 from service.settings import Settings
+from service.standbys import Standbys
 from service.switch import follow_request_logging
 from service.upkeep import keep_rollups
 
@@ -27,53 +51,112 @@ _REST_SECONDS = 5.0
 def build_app(settings: Settings, *, database_url: str) -> web.Application:
     """The application on a database whose schema is current; it opens its connections when it starts.
 
-    `database_url` is where the database is, given or embedded. Raises StatementError on a bad file below sql/.
+    `database_url` is where the database is, given or embedded. Raises StatementError on a bad file below sql/, and
+    InvalidSettings on providers that cannot be used.
     """
     # A body's size is bounded where it is read, call by call.
-    app = web.Application(middlewares=[middleware.observe, middleware.sign_in], client_max_size=0)
+    app = web.Application(middlewares=[middleware.observe, middleware.sign_in, middleware.limit], client_max_size=0)
     app[SETTINGS] = settings
+    if rate := _per_second(settings.rate_limit, burst=settings.rate_burst):
+        app[RATE] = rate
+    if settings.concurrency_limit:
+        app[SLOTS] = Slots(settings.concurrency_limit)
     app[LIFECYCLE] = Lifecycle()
     app[OPENAPI] = openapi.document_text()
     app[HELD] = Held(settings.max_held)
     loaded = statements.load()
+    serves_bridge = settings.bridge != "off" and settings.schema == "own"
+    instances = providers.configured(settings, reserved=routes.RESERVED) if serves_bridge else ()
+    request_log = RequestLog(settings)
 
     async def connections(app: web.Application) -> AsyncIterator[None]:
         database = await db.connect(settings, database_url, loaded)
         app[DATABASE] = database
-        app[AUTHENTICATOR] = Authenticator(database, member_read=settings.member_read)
+        app[AUTHENTICATOR] = Authenticator(
+            database, member_read=settings.member_read, failures=_failures(settings.failed_sign_ins)
+        )
         app[METRICS] = Metrics(database)
+        standbys = Standbys(settings, database, loaded, metrics=app[METRICS])
+        app[STANDBYS] = standbys
+        await standbys.look()
         yield
+        await standbys.close()
         await database.close()
 
-    async def recording(app: web.Application) -> AsyncIterator[None]:
-        """What the bridge records with."""
-        app[RECORDER] = recorder = await Recorder.open(app[DATABASE], settings=settings, metrics=app[METRICS])
-        app[BACKLOG] = recorder.backlog
-        yield
-        await recorder.close()
-
-    async def background(app: web.Application) -> AsyncIterator[None]:
-        """What goes on besides requests."""
-        database, gauge = app[DATABASE], app[METRICS].request_logging
-        tasks = []
-        if settings.schema == "own":
-            follow = functools.partial(follow_request_logging, database_url, database, gauge=gauge)
-            tasks.append(asyncio.create_task(_for_ever("request logging", follow)))
-        if settings.schema == "own" and settings.upkeep:
-            tasks.append(asyncio.create_task(_for_ever("rollups", functools.partial(keep_rollups, database))))
-        yield
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
+    background = functools.partial(_background, settings=settings, database_url=database_url, request_log=request_log)
     app.cleanup_ctx.extend([connections, background])
-    if settings.bridge and settings.schema == "own":
-        app.cleanup_ctx.append(recording)
-    app.on_response_prepare.append(middleware.without_banner)
+    if instances:
+        app.cleanup_ctx.append(functools.partial(_bridge, settings=settings, request_log=request_log))
+    app.on_response_prepare.append(middleware.harden)
     app.on_response_prepare.append(middleware.closing_while_draining)
-    for route in routes.all_routes():
+    bridged = [*doors(instances)]
+    app[BRIDGED] = dict[object, Shape]((door.handler, door.shape) for door in bridged)
+    for route in routes.all_routes(doors=bridged, api=settings.bridge != "only"):
         app.router.add_route(route.method, route.path, route.handler)
     return app
+
+
+async def _background(
+    app: web.Application, *, settings: Settings, database_url: str, request_log: RequestLog
+) -> AsyncIterator[None]:
+    """What goes on besides requests."""
+    database, gauge = app[DATABASE], app[METRICS].request_logging
+
+    def turn(enabled: bool) -> None:  # noqa: FBT001  # called with what the database says
+        gauge.set(enabled)
+        request_log.enabled = enabled
+
+    tasks = []
+    if settings.read_database_url:
+        tasks.append(asyncio.create_task(_for_ever("standbys", app[STANDBYS].watch)))
+    if settings.schema == "own":
+        told_at = settings.session_url(database_url)
+        follow = functools.partial(follow_request_logging, told_at, database, tell=turn)
+        tasks.append(asyncio.create_task(_for_ever("request logging", follow)))
+    if settings.schema == "own" and settings.upkeep:
+        tasks.append(asyncio.create_task(_for_ever("rollups", functools.partial(keep_rollups, database))))
+        if settings.retention or settings.content_retention:
+            keep = functools.partial(keep_retention, database, settings, metrics=app[METRICS])
+            tasks.append(asyncio.create_task(_for_ever("retention", keep)))
+    yield
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _bridge(app: web.Application, *, settings: Settings, request_log: RequestLog) -> AsyncIterator[None]:
+    """What the bridge works with."""
+    metrics = app[METRICS]
+    app[RECORDER] = recorder = await Recorder.open(app[DATABASE], settings=settings, metrics=metrics)
+    app[BACKLOG] = recorder.backlog
+    breaker = Breaker(
+        failures=settings.breaker_failures, seconds=settings.breaker_seconds, gauge=metrics.breaker_state
+    )
+    upstream = Upstream(settings, breaker=breaker, retried=metrics.upstream_retries)
+    app[BRIDGE] = Bridge(
+        settings=settings,
+        recorder=recorder,
+        upstream=upstream,
+        request_log=request_log,
+        metrics=metrics,
+        rate=_per_second(settings.bridge_rate_limit),
+        slots=Slots(settings.bridge_concurrency) if settings.bridge_concurrency else None,
+    )
+    tidying = asyncio.create_task(_for_ever("request log", request_log.keep_tidy))
+    yield
+    tidying.cancel()
+    await asyncio.gather(tidying, return_exceptions=True)
+    await upstream.close()
+    await recorder.close()
+    await asyncio.to_thread(request_log.close)
+
+
+def _per_second(limit: float, *, burst: int = 0) -> Rate | None:
+    return Rate(per_second=limit, burst=burst or max(1, math.ceil(limit))) if limit else None
+
+
+def _failures(a_minute: int) -> Rate | None:
+    return Rate(per_second=a_minute / 60, burst=a_minute) if a_minute else None
 
 
 async def _for_ever(what: str, work: Callable[[], Awaitable[None]]) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import functools
+import asyncio
 import hmac
+import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Hashable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Literal
@@ -15,7 +16,9 @@ from uuid import UUID
 import structlog
 
 from service import errors
-from service.db import Database
+from service.db import Connection, Database
+from service.limits import Rate
+from service.peers import Address, neighbourhood
 from service.store import tokens
 from service.store.users import NOBODY
 
@@ -24,7 +27,10 @@ log = structlog.get_logger("bridgelog.auth")
 # A token that was seen valid is not looked up again for this long: what is revoked or suspended, by whatever means, is out
 # within the second that the API promises.
 _TRUSTED_SECONDS = 0.5
-_MOST_TRUSTED = 10_000
+_MOST_REMEMBERED = 10_000
+# How long a guess takes from an address that has made too many, and how many of these may wait.
+_DELAY_SECONDS = 1.0
+_MOST_DELAYED = 1_000
 _TOUCH_AFTER = timedelta(minutes=5)
 
 _BEARER = re.compile(r"bearer +(.+)", re.IGNORECASE)
@@ -34,6 +40,7 @@ _BEARER = re.compile(r"bearer +(.+)", re.IGNORECASE)
 class Caller:
     """Who is calling. `visible_to` is the condition on what they read: None everything, else that initiator's only."""
 
+    token_id: str
     user_id: UUID
     roles: frozenset[str]
     visible_to: UUID | None
@@ -94,26 +101,52 @@ def _is_from_elsewhere(headers: Mapping[str, str]) -> bool:
 
 
 class Authenticator:
-    """Tells who holds a token. One per process; it trusts what it saw valid for half a second."""
+    """Tells who holds a token. One per process; it trusts what it saw valid for half a second.
 
-    def __init__(self, database: Database, *, member_read: Literal["own", "none"]) -> None:
+    Whatever is presented, one statement at a time looks tokens up, for everyone who waits: a flood of guesses costs the
+    database one connection. From an address with too many `failures`, a token that this process has not seen valid
+    waits a second before that, and one that is wrong is refused as one too many. A valid one always signs in.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        member_read: Literal["own", "none"],
+        failures: Rate | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
         self._database = database
         self._member_read = member_read
+        self._failures = failures
+        self._sleep = sleep
+        self._delayed = 0
         self._trusted: dict[str, tuple[float, datetime, Caller]] = {}
+        # Ids that nobody has, and when they were asked for: none of them becomes somebody's.
+        self._unknown: dict[str, float] = {}
+        self._batch: tuple[set[str], asyncio.Task[tuple[float, dict[str, tokens.Token]]]] | None = None
+        self._one_at_a_time = asyncio.Lock()
 
-    async def authenticate(self, text: str | None) -> Caller:
-        """The caller who holds this token; raises SignedOut, whose detail tells what is the matter."""
+    async def authenticate(self, text: str | None, *, address: Address | None = None) -> Caller:
+        """The caller who holds this token; raises SignedOut, whose detail tells what is the matter.
+
+        Raises TooManyFailedSignIns where it is not genuine, and too many from this address have not been either.
+        """
         if text is None:
             raise errors.SignedOut(
                 "There is no token: send one in the header Coder-Session-Token, as Authorization: Bearer, "
                 "or in the cookie coder_session_token."
             )
         trusted = self._trusted.get(text)
-        if trusted and time.monotonic() - trusted[0] < _TRUSTED_SECONDS and datetime.now(UTC) < trusted[1]:
+        if trusted and _is_fresh(trusted[0]) and datetime.now(UTC) < trusted[1]:
             return trusted[2]
-        return await self._look_up(text)
+        return await self._examine(text, neighbourhood(address))
 
-    async def _look_up(self, text: str) -> Caller:
+    async def authenticate_for_bridge(self, text: str | None, *, address: Address | None = None) -> Caller:
+        """As `authenticate`."""
+        return await self.authenticate(text, address=address)
+
+    async def _examine(self, text: str, source: Hashable) -> Caller:
         parts = tokens.split(text)
         if parts is None:
             raise errors.SignedOut(
@@ -121,11 +154,15 @@ class Authenticator:
                 "all of them letters and digits."
             )
         token_id, hashed_secret = parts
-        seen_at = time.monotonic()
-        token = await self._database.read(functools.partial(tokens.find, token_id=token_id))
+        if self._failures and text not in self._trusted and not self._failures.look(source).granted:
+            await self._delay()
+        seen_at, token = await self._look_up(token_id)
         # An unknown id costs the same comparison as a wrong secret, and is answered with the same words.
         genuine = hmac.compare_digest(hashed_secret, token.hashed_secret if token else bytes(len(hashed_secret)))
         if token is None or not genuine:
+            self._trusted.pop(text, None)
+            if self._failures and not (standing := self._failures.take(source)).granted:
+                raise errors.TooManyFailedSignIns("The token is invalid.", retry_after=standing.retry_after)
             raise errors.SignedOut("The token is invalid.")
         now = datetime.now(UTC)
         if token.expires_at <= now:
@@ -134,17 +171,65 @@ class Authenticator:
             raise errors.SignedOut("The user of this token is deleted.")
         if token.status not in {"active", "dormant"}:
             raise errors.SignedOut("The user of this token is suspended.")
+        known = self._trusted.get(text)
+        if known and known[0] == seen_at:
+            return known[2]  # another request has come this far with what the same look-up found
         caller = Caller(
+            token_id=token_id,
             user_id=token.user_id,
             roles=token.roles,
             visible_to=visible_to(token.user_id, token.roles, member_read=self._member_read),
         )
-        if len(self._trusted) >= _MOST_TRUSTED:
+        if len(self._trusted) >= _MOST_REMEMBERED:
             self._trusted.clear()
         self._trusted[text] = (seen_at, token.expires_at, caller)
         if now - token.last_used > _TOUCH_AFTER:
             await self._touch(token_id, now)
         return caller
+
+    async def _delay(self) -> None:
+        if self._delayed >= _MOST_DELAYED:
+            raise errors.TooManyFailedSignIns(retry_after=math.ceil(_DELAY_SECONDS))
+        self._delayed += 1
+        try:
+            await self._sleep(_DELAY_SECONDS)
+        finally:
+            self._delayed -= 1
+
+    async def _look_up(self, token_id: str) -> tuple[float, tokens.Token | None]:
+        """The token of that id, and when it was so."""
+        asked_at = self._unknown.get(token_id)
+        if asked_at is not None and _is_fresh(asked_at):
+            return asked_at, None
+        if self._batch is None:
+            wanted: set[str] = set()
+            reading = asyncio.create_task(self._read(wanted))
+            # Its failure is told to all who wait; where they have all gone, to nobody.
+            reading.add_done_callback(lambda task: task.cancelled() or task.exception())
+            self._batch = (wanted, reading)
+        wanted, reading = self._batch
+        wanted.add(token_id)
+        seen_at, found = await asyncio.shield(reading)
+        return seen_at, found.get(token_id)
+
+    async def _read(self, wanted: set[str]) -> tuple[float, dict[str, tokens.Token]]:
+        """What `wanted` has become once it is this one's turn, by one statement."""
+
+        async def find(connection: Connection) -> tuple[float, dict[str, tokens.Token]]:
+            self._batch = None  # who comes from here on is in the next one
+            seen_at = time.monotonic()
+            return seen_at, await tokens.find(connection, token_ids=wanted)
+
+        async with self._one_at_a_time:
+            try:
+                seen_at, found = await self._database.read(find)
+            finally:
+                if self._batch and self._batch[0] is wanted:
+                    self._batch = None
+        if len(self._unknown) >= _MOST_REMEMBERED:
+            self._unknown.clear()
+        self._unknown.update(dict.fromkeys(wanted - found.keys(), seen_at))
+        return seen_at, found
 
     async def _touch(self, token_id: str, now: datetime) -> None:
         if not self._database.writable:
@@ -154,3 +239,7 @@ class Authenticator:
                 await tokens.touch(connection, token_id=token_id, used_at=now)
         except errors.Refusal as problem:
             log.warning("could not note when a token was last used", token_id=token_id, reason=problem.message)
+
+
+def _is_fresh(seen_at: float) -> bool:
+    return time.monotonic() - seen_at < _TRUSTED_SECONDS

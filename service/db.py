@@ -39,6 +39,9 @@ SESSION = {
     "plan_cache_mode": "force_generic_plan",
 }
 
+# What pgbouncer lets through at the start of a session, and keeps for each of its clients.
+_TRACKED = ("application_name", "DateStyle", "TimeZone")
+
 # The connection is of no use any more: it was lost, or the server is going down.
 _LOST = (
     asyncpg.PostgresConnectionError,
@@ -154,10 +157,16 @@ class Connection:
 
 
 class _Source:
-    """A pool, and who waits for one of its connections: so many at most, and so long at most."""
+    """A pool, and who waits for one of its connections: so many at most, and so long at most.
 
-    def __init__(self, pool: asyncpg.Pool[Any], *, most_waiting: int, patience: float) -> None:
+    `each_transaction` is what a transaction begins with where the settings of a session do not last; None where they do.
+    """
+
+    def __init__(
+        self, pool: asyncpg.Pool[Any], *, most_waiting: int, patience: float, each_transaction: str | None
+    ) -> None:
         self.pool = pool
+        self.each_transaction = each_transaction
         self._free = asyncio.Semaphore(pool.get_max_size())
         self._most_waiting = most_waiting
         self._waiting = 0
@@ -227,20 +236,23 @@ class Database:
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
-        """A connection on which each statement is its own transaction."""
-        async with self._shared.connection() as raw:
-            yield Connection(raw, self._statements, self._hints, most=self._max_page)
+        """A connection on which each statement is its own transaction; behind a pooler of transactions all are one."""
+        async with self._separately(self._shared, most=self._max_page) as connection:
+            yield connection
 
     @asynccontextmanager
     async def reserved(self) -> AsyncIterator[Connection]:
         """A connection beside the pool, for the question whether the database answers: however busy the pool is."""
-        async with self._reserve.connection() as raw:
-            yield Connection(raw, self._statements, self._hints)
+        async with self._separately(self._reserve) as connection:
+            yield connection
 
     @asynccontextmanager
     async def snapshot(self) -> AsyncIterator[Connection]:
         """A read-only transaction all of whose statements see the same data."""
-        async with self._transaction(isolation="repeatable_read", readonly=True) as connection:
+        isolation = "repeatable_read"
+        async with self._transaction(
+            self._shared, isolation=isolation, readonly=True, most=self._max_page
+        ) as connection:
             yield connection
 
     @asynccontextmanager
@@ -248,7 +260,7 @@ class Database:
         """A transaction that writes: committed at the end of the block, rolled back if the block raises."""
         if not self.writable:
             raise errors.ReadOnlyDatabase
-        async with self._transaction(isolation="read_committed", readonly=False) as connection:
+        async with self._transaction(self._shared, isolation="read_committed", readonly=False) as connection:
             yield connection
 
     async def read(self, work: Callable[[Connection], Awaitable[T]], *, snapshot: bool = False) -> T:
@@ -287,13 +299,26 @@ class Database:
             return await work(connection)
 
     @asynccontextmanager
-    async def _transaction(self, *, isolation: Any, readonly: bool) -> AsyncIterator[Connection]:
-        async with self._shared.connection() as raw:
+    async def _separately(self, source: _Source, *, most: int | None = None) -> AsyncIterator[Connection]:
+        if source.each_transaction:
+            async with self._transaction(source, isolation="read_committed", readonly=False, most=most) as connection:
+                yield connection
+            return
+        async with source.connection() as raw:
+            yield Connection(raw, self._statements, self._hints, most=most)
+
+    @asynccontextmanager
+    async def _transaction(
+        self, source: _Source, *, isolation: Any, readonly: bool, most: int | None = None
+    ) -> AsyncIterator[Connection]:
+        async with source.connection() as raw:
             transaction = raw.transaction(isolation=isolation, readonly=readonly)
             try:
                 with _translated():
                     await transaction.start()
-                yield Connection(raw, self._statements, self._hints, most=self._max_page if readonly else None)
+                    if source.each_transaction:
+                        await raw.execute(source.each_transaction)
+                yield Connection(raw, self._statements, self._hints, most=most)
                 with _translated():
                     await transaction.commit()
             except BaseException as problem:
@@ -307,6 +332,11 @@ class Database:
     async def close(self) -> None:
         """Close every connection; those in use are waited for, a few seconds long."""
         await asyncio.gather(self._shared.close(), self._reserve.close())
+
+    def cut(self) -> None:
+        """End every connection; whoever waits for an answer on one gets ConnectionLost."""
+        self._shared.pool.terminate()
+        self._reserve.pool.terminate()
 
 
 _CLOSE_TIMEOUT = 5.0
@@ -328,20 +358,7 @@ _MOST_PROBES = 20
 
 async def connect(settings: Settings, url: str, statements: Mapping[str, Statement]) -> Database:
     """A pool on `url`; raises DatabaseUnavailable where the server cannot be reached."""
-    hosts = _Hosts(url, patience=settings.pool_timeout)
-    shared = _Source(
-        await _pool(hosts, size=settings.pool_size, statement_seconds=settings.statement_timeout, settings=settings),
-        most_waiting=settings.max_waiting,
-        patience=settings.pool_timeout,
-    )
-    reserve = _Source(
-        await _pool(
-            hosts, size=1, statement_seconds=min(_PROBE_SECONDS, settings.statement_timeout), settings=settings
-        ),
-        most_waiting=_MOST_PROBES,
-        patience=min(_PROBE_SECONDS, settings.pool_timeout),
-    )
-    database = Database(shared, reserve, statements, writable=settings.schema == "own", max_page=settings.max_page)
+    database = await connect_later(settings, url, statements)
     try:
         async with database.connection() as connection:
             database.rolled_up = bool(await connection.value("schema/find_rollups"))
@@ -351,8 +368,38 @@ async def connect(settings: Settings, url: str, statements: Mapping[str, Stateme
     return database
 
 
-async def _pool(hosts: _Hosts, *, size: int, statement_seconds: float, settings: Settings) -> asyncpg.Pool[Any]:
-    """A pool that connects when it is asked for the first connection."""
+async def connect_later(settings: Settings, url: str, statements: Mapping[str, Statement]) -> Database:
+    """A pool on `url`, which connects when it is asked for the first connection: the server may be away."""
+    hosts = _Hosts(url, patience=settings.pool_timeout)
+    shared = await _source(
+        hosts,
+        size=settings.pool_size,
+        most_waiting=settings.max_waiting,
+        patience=settings.pool_timeout,
+        statement_seconds=settings.statement_timeout,
+        settings=settings,
+    )
+    reserve = await _source(
+        hosts,
+        size=1,
+        most_waiting=_MOST_PROBES,
+        patience=min(_PROBE_SECONDS, settings.pool_timeout),
+        statement_seconds=min(_PROBE_SECONDS, settings.statement_timeout),
+        settings=settings,
+    )
+    return Database(shared, reserve, statements, writable=settings.schema == "own", max_page=settings.max_page)
+
+
+async def _source(
+    hosts: _Hosts, *, size: int, most_waiting: int, patience: float, statement_seconds: float, settings: Settings
+) -> _Source:
+    session = SESSION | {
+        "statement_timeout": _milliseconds(statement_seconds),
+        "lock_timeout": _milliseconds(settings.lock_timeout),
+        # Should this process stop in the middle of a transaction, its locks must not stay.
+        "idle_in_transaction_session_timeout": _milliseconds(settings.request_timeout),
+    }
+    pooled = settings.pgbouncer
     pool: asyncpg.Pool[Any] = await asyncpg.create_pool(
         hosts.url,
         connect=cast("Any", hosts.connect),
@@ -362,17 +409,17 @@ async def _pool(hosts: _Hosts, *, size: int, statement_seconds: float, settings:
         reset=_keep,
         connection_class=_Raw,
         command_timeout=statement_seconds + _GRACE,
-        statement_cache_size=1000,
+        statement_cache_size=0 if pooled else 1000,
         max_cached_statement_lifetime=0,
-        server_settings=SESSION
-        | {
-            "statement_timeout": _milliseconds(statement_seconds),
-            "lock_timeout": _milliseconds(settings.lock_timeout),
-            # Should this process stop in the middle of a transaction, its locks must not stay.
-            "idle_in_transaction_session_timeout": _milliseconds(settings.request_timeout),
-        },
+        server_settings={name: session[name] for name in _TRACKED} if pooled else session,
     )
-    return pool
+    each_transaction = _set_locally(session) if pooled else None
+    return _Source(pool, most_waiting=most_waiting, patience=patience, each_transaction=each_transaction)
+
+
+def _set_locally(session: Mapping[str, str]) -> str:
+    # One text without parameters, so that it is one round trip.
+    return "; ".join(f"SET LOCAL {name} = '{value}'" for name, value in session.items())
 
 
 def _milliseconds(seconds: float) -> str:

@@ -111,6 +111,18 @@ class RecordingForbidden(Refusal):
     status = 403
 
 
+class OwnKeyForbidden(Refusal):
+    """Bringing a provider key of one's own is not allowed here."""
+
+    status = 403
+
+
+class KeyMissing(Refusal):
+    """The bridge has no key for this provider."""
+
+    status = 403
+
+
 class RequestLoggingForbidden(Refusal):
     """Only users with the 'owner' role can toggle request logging."""
 
@@ -123,7 +135,7 @@ class RequestLoggingHidden(Refusal):
     status = 403
 
 
-# -- 404, 405, 408, 409, 413, 431 --------------------------------------------------------------------------------------
+# -- 404, 405, 408, 409, 413, 429, 431 ---------------------------------------------------------------------------------
 
 
 class UnknownPath(Refusal):
@@ -174,13 +186,31 @@ class BodyTooLarge(Refusal):
     status = 413
 
 
+class RateExceeded(Refusal):
+    """This token has made too many requests. Please try again shortly."""
+
+    status = 429
+
+
+class TooManyAtOnce(Refusal):
+    """This token has too many requests open at once. Please try again shortly."""
+
+    status = 429
+
+
+class TooManyFailedSignIns(Refusal):
+    """Too many sign-ins have failed from this address. Please try again shortly."""
+
+    status = 429
+
+
 class HeadersTooLarge(Refusal):
     """Request line or headers are too large."""
 
     status = 431
 
 
-# -- 500, 503 --------------------------------------------------------------------------------------------------------
+# -- 500, 502, 503 --------------------------------------------------------------------------------------------------------
 
 
 class InternalError(Refusal):
@@ -245,6 +275,24 @@ class LockedOut(Contention):
     """Another transaction kept what this call needs for too long. Please try again."""
 
 
+class ProviderUnavailable(Refusal):
+    """The provider gave no answer."""
+
+    status = 502
+
+
+class BreakerOpen(Refusal):
+    """The provider has failed several times in a row and is left alone for a while. Please try again shortly."""
+
+    status = 503
+
+
+class BridgeBusy(Refusal):
+    """The bridge has as many requests to this provider open as it may. Please try again shortly."""
+
+    status = 503
+
+
 class RecordingUnavailable(Refusal):
     """The request cannot be recorded at present, and therefore goes nowhere. Please try again shortly."""
 
@@ -259,4 +307,6 @@ class SpoolFull(RecordingUnavailable):
 CONSTRAINTS: dict[str, type[Refusal]] = {
     "users_username_lower_idx": UsernameTaken,
     "users_pkey": UserExists,
+    # A thought that is being recorded met the removal of one of the same instant.
+    "aibridge_model_thoughts_identity_idx": Contention,
 }

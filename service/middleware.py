@@ -13,9 +13,26 @@ import structlog
 from aiohttp import web
 
 from service import errors
-from service.answers import envelope, json_answer
+from service.answers import envelope, json_answer, json_text
 from service.auth import presented_token
-from service.context import AUTHENTICATOR, CALLER, HELD, LIFECYCLE, METRICS, REQUEST_ID, SETTINGS, SHARE
+from service.bridge.relay import bridge_token
+from service.context import (
+    ADDRESS,
+    AUTHENTICATOR,
+    BRIDGED,
+    CALLER,
+    HELD,
+    LIFECYCLE,
+    METRICS,
+    RATE,
+    REQUEST_ID,
+    SETTINGS,
+    SHARE,
+    SLOTS,
+    STANDING,
+    Shape,
+)
+from service.peers import client_address
 from service.routes import ENDLESS, PREFIXES, label
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -35,6 +52,9 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
     given = request.headers.get("X-Request-Id", "")
     request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
     request[REQUEST_ID] = request_id
+    request[ADDRESS] = address = client_address(
+        request.remote, request.headers.getall("X-Forwarded-For", ()), trusted=request.app[SETTINGS].trusted_proxies
+    )
     began = time.perf_counter()
     share = request[SHARE] = request.app[HELD].share()
     with structlog.contextvars.bound_contextvars(request_id=request_id):
@@ -43,7 +63,10 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
         finally:
             share.give_back()
         # Kept by the answer itself, so that a streamed one has it too.
-        response.headers["X-Request-Id"] = request_id
+        # What the bridge relays has the provider's.
+        response.headers["X-Bridgelog-Request-Id" if _shape(request) else "X-Request-Id"] = request_id
+        if standing := request.get(STANDING):
+            response.headers.update(standing.headers())
         took = time.perf_counter() - began
         route, method = label(request), request.method if request.method in _METHODS else "other"
         metrics = request.app[METRICS]
@@ -57,22 +80,45 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
             status=response.status,
             seconds=round(took, 6),
             user_id=str(who.user_id) if who else None,
+            address=str(address) if address else None,
         )
     return response
 
 
 @web.middleware
 async def sign_in(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Below the prefixes everybody is signed in, before it matters whether the path exists."""
-    if f"{request.path}/".startswith(_BELOW):
-        token = presented_token(request.headers, request.cookies, safe=request.method in _SAFE)
-        request[CALLER] = await request.app[AUTHENTICATOR].authenticate(token)
+    """Below the prefixes everybody is signed in, before it matters whether the path exists; the bridge does so itself."""
+    if f"{request.path}/".startswith(_BELOW) and not _shape(request):
+        # Who has a wrong path below the bridge in mind may send the token as its clients do.
+        astray = bridge_token(request.headers) if request.match_info.http_exception else None
+        token = astray or presented_token(request.headers, request.cookies, safe=request.method in _SAFE)
+        request[CALLER] = await request.app[AUTHENTICATOR].authenticate(token, address=request[ADDRESS])
     return await handler(request)
 
 
-async def without_banner(request: web.Request, response: web.StreamResponse) -> None:
-    """What server this is, and its version, is nobody's business."""
+@web.middleware
+async def limit(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Of each token only so many requests a second, and only so many at once: from sign-in until the answer is made."""
+    who = request.get(CALLER)
+    if who is None:
+        return await handler(request)
+    if rate := request.app.get(RATE):
+        request[STANDING] = standing = rate.take(who.token_id)
+        if not standing.granted:
+            raise errors.RateExceeded(retry_after=standing.retry_after)
+    slots = request.app.get(SLOTS)
+    if slots is None:
+        return await handler(request)
+    with slots.hold(who.token_id) as held:
+        if not held:
+            raise errors.TooManyAtOnce(retry_after=1)
+        return await handler(request)
+
+
+async def harden(request: web.Request, response: web.StreamResponse) -> None:
+    """What server this is, and its version, is nobody's business; nor is an answer anything but what it says it is."""
     response.headers.popall("Server", None)
+    response.headers["X-Content-Type-Options"] = "nosniff"
 
 
 async def closing_while_draining(request: web.Request, response: web.StreamResponse) -> None:
@@ -83,23 +129,36 @@ async def closing_while_draining(request: web.Request, response: web.StreamRespo
 
 
 async def _answered(request: web.Request, handler: Handler) -> web.StreamResponse:
-    limit = None if request.match_info.handler in ENDLESS else request.app[SETTINGS].request_timeout
+    endless = request.match_info.handler in ENDLESS or _shape(request)
+    limit = None if endless else request.app[SETTINGS].request_timeout
     try:
+        # Whoever stands between may make something else of any other one, and then of where a request ends.
+        if request.headers.get("Transfer-Encoding", "chunked").lower() != "chunked":
+            raise errors.MalformedRequest("The only transfer encoding is chunked.")
+        if request.method == "CONNECT":
+            raise errors.MalformedRequest("There are no tunnels here.")
         async with asyncio.timeout(limit) as bound:
             return _bounded(request, await handler(request))
     except TimeoutError:
         if not bound.expired():
             raise
-        return refused(_late(request))
-    except errors.Refusal as refusal:
-        return refused(refusal)
+        refusal, headers = _late(request), dict[str, str]()
+    except errors.Refusal as problem:
+        refusal, headers = problem, {}
     except web.HTTPException as raised:
-        return refused(*_refusal_of(raised))
+        refusal, headers = _refusal_of(raised)
     except ConnectionError:
         raise  # the client is gone: nobody is left to answer
     except Exception:
         log.exception("unforeseen error", route=label(request))
-        return refused(errors.InternalError(f"The log tells more under request id {request[REQUEST_ID]}."))
+        refusal, headers = errors.InternalError(f"The log tells more under request id {request[REQUEST_ID]}."), {}
+    request.app[METRICS].refusals.labels(type(refusal).__name__).inc()
+    return _refused(refusal, headers, shape=None if isinstance(refusal, errors.UnknownPath) else _shape(request))
+
+
+def _shape(request: web.Request) -> Shape | None:
+    """How the bridge's clients want an error on this route; None where it is not the bridge's."""
+    return request.app[BRIDGED].get(request.match_info.handler)
 
 
 def _bounded(request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
@@ -120,14 +179,16 @@ def _late(request: web.Request) -> errors.Refusal:
     return errors.TookTooLong(retry_after=10)
 
 
-def refused(refusal: errors.Refusal, headers: dict[str, str] | None = None) -> web.Response:
-    """A refusal as an answer."""
-    headers = dict(headers or {})
+def _refused(refusal: errors.Refusal, headers: dict[str, str], *, shape: Shape | None = None) -> web.Response:
     if refusal.retry_after is not None:
         headers["Retry-After"] = str(refusal.retry_after)
     if refusal.status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"
-    answer = json_answer(envelope(refusal), status=refusal.status, headers=headers)
+    if shape:
+        sentences = f"{refusal.message} {refusal.detail}".strip()
+        answer = json_text(shape(refusal.status, sentences), status=refusal.status, headers=headers)
+    else:
+        answer = json_answer(envelope(refusal), status=refusal.status, headers=headers)
     if isinstance(refusal, errors.MalformedRequest | errors.RequestTooSlow):
         answer.force_close()  # where the next request would begin is not known
     return answer

@@ -6,6 +6,7 @@ holder, stands before it.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -20,6 +21,7 @@ from service.resources import directory
 
 _APPLICATION = "bridgelog migrate"
 _LOCK = 4_770_321_905_514_817
+_POLL_SECONDS = 0.2
 
 
 class MigrationError(Exception):
@@ -59,7 +61,10 @@ def pending(url: str) -> list[str]:
 def apply(url: str) -> list[str]:
     """Apply what is pending and tell its ids. Several processes at once: one applies, the others wait and find nothing."""
     with _told(), psycopg.connect(url, application_name=_APPLICATION, autocommit=True) as guard:
-        guard.execute("SELECT pg_advisory_lock(%s)", [_LOCK])
+        # Asked for over and over: a statement that waits for the lock holds a snapshot, and an index that another process
+        # builds concurrently, behind the lock, would wait for that one.
+        while guard.execute("SELECT pg_try_advisory_lock(%s)", [_LOCK]).fetchone() != (True,):
+            time.sleep(_POLL_SECONDS)
         with _Backend.on(url) as backend:
             backend.init_database()
             backend.break_lock()

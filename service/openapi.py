@@ -44,6 +44,8 @@ they ask for.
 **Requests are traced** by `X-Request-Id`: an id of 1 to 64 characters of `[A-Za-z0-9._-]` that a request brings is
 answered; else one is made.
 
+**Limits.** An operator may limit how many requests a token makes a second, and how many at once: 429 with `Retry-After`.
+
 **Values.** Instants are RFC 3339, from the year 1 to 9999 in UTC, in which they are answered, and kept to the microsecond.
 UUIDs are read in either case and answered in lower case; the all-zero one is none. Text, that of metadata included, cannot
 hold U+0000; metadata nests 64 levels at most and holds numbers within the range of double precision. Integers have no
@@ -63,6 +65,25 @@ _SECURITY = {
     "cookie": {"type": "apiKey", "in": "cookie", "name": "coder_session_token"},
 }
 
+# Where BRIDGELOG_RATE_LIMIT is set, these are on every answer to whoever is signed in.
+_RATE_LIMIT: dict[str, Described] = {
+    "RateLimit-Limit": {
+        "description": "How many requests the token may make at once.",
+        "schema": {"type": "integer", "minimum": 1},
+    },
+    "RateLimit-Policy": {
+        "description": "The same, and after how many seconds of rest all of them are back: `100;w=2`.",
+        "schema": {"type": "string"},
+    },
+    "RateLimit-Remaining": {
+        "description": "How many of them are left.",
+        "schema": {"type": "integer", "minimum": 0},
+    },
+    "RateLimit-Reset": {
+        "description": "Seconds until all of them are back.",
+        "schema": {"type": "integer", "minimum": 0},
+    },
+}
 # The first three are on every answer that they are listed for; of the others it is said when.
 _HEADERS: dict[str, Described] = {
     "X-Request-Id": {
@@ -91,8 +112,14 @@ _HEADERS: dict[str, Described] = {
     },
     "Allow": {"description": "The methods of this path.", "required": True, "schema": {"type": "string"}},
     "ETag": {"description": "For If-None-Match.", "required": True, "schema": {"type": "string"}},
+    **_RATE_LIMIT,
 }
-_HEADERS_OF_STATUS = {401: ("WWW-Authenticate",), 405: ("Allow",), 503: ("Retry-After",)}
+_HEADERS_OF_STATUS = {
+    401: ("WWW-Authenticate",),
+    405: ("Allow",),
+    429: ("Retry-After", *_RATE_LIMIT),
+    503: ("Retry-After",),
+}
 
 # -- The calls -------------------------------------------------------------------------------------------------------
 
@@ -136,6 +163,9 @@ class Call:
 _EVERYWHERE = (errors.MalformedRequest, errors.HeadersTooLarge, errors.InternalError)
 _SIGNED_IN = (
     errors.SignedOut,
+    errors.RateExceeded,
+    errors.TooManyAtOnce,
+    errors.TooManyFailedSignIns,
     errors.DatabaseUnavailable,
     errors.ConnectionLost,
     errors.Overloaded,

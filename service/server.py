@@ -145,7 +145,7 @@ def _bare(refusal: errors.Refusal) -> web.Response:
         body=answers.dump(answers.envelope(refusal)),
         status=refusal.status,
         content_type=answers.JSON,
-        headers={"Cache-Control": "no-store", "X-Request-Id": uuid.uuid4().hex},
+        headers={"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "X-Request-Id": uuid.uuid4().hex},
     )
     answer.force_close()
     return answer

@@ -1,11 +1,15 @@
-"""The request-logging switch as this process sees it: told by notifications, re-read after a lost connection."""
+"""The request-logging switch as this process sees it: told by notifications, re-read after a lost connection.
+
+Where there is no connection that can be told, it is read twice a second.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
 import structlog
-from prometheus_client import Gauge
 
 from service import db, errors
 from service.db import Database
@@ -14,18 +18,27 @@ from service.store import request_logging
 log = structlog.get_logger("bridgelog.switch")
 
 _RETRY_SECONDS = 0.5
+_POLL_SECONDS = 0.5
 
 
-async def follow_request_logging(url: str, database: Database, *, gauge: Gauge) -> None:
-    """Keep `gauge` at the switch's state, until cancelled."""
+async def follow_request_logging(url: str | None, database: Database, *, tell: Callable[[bool], None]) -> None:
+    """Tell the switch's state, now and after each change; `url` is where notifications come, None where none do."""
     while True:
         try:
-            async with db.listen(url, request_logging.CHANNEL) as notified:
+            async with db.listen(url, request_logging.CHANNEL) if url else _polling() as notified:
                 while True:
                     async with database.connection() as connection:
                         state = await request_logging.read(connection)
-                    gauge.set(state.enabled)
+                    tell(state.enabled)
                     await notified()
         except errors.Refusal as problem:
             log.warning("the switch cannot be followed; trying again", reason=problem.message, seconds=_RETRY_SECONDS)
             await asyncio.sleep(_RETRY_SECONDS)
+
+
+@asynccontextmanager
+async def _polling() -> AsyncIterator[Callable[[], Awaitable[None]]]:
+    async def rested() -> None:
+        await asyncio.sleep(_POLL_SECONDS)
+
+    yield rested

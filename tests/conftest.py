@@ -5,15 +5,20 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
+import aiohttp
 import psycopg
 import pytest
 from aiohttp import web
-from aiohttp.test_utils import TestClient
+from aiohttp.test_utils import TestClient, TestServer
+from bridging import KEY, OPENAI_KEY, Bridged, listening
+from standin.app import build_app as standin_app
 
 from service import db, migrations, statements
 from service.app import build_app
@@ -30,6 +35,10 @@ MakeClient = Callable[..., Awaitable[Client]]
 
 SETTINGS = Settings(
     database_url=None,
+    read_database_url=None,
+    direct_database_url=None,
+    pgbouncer=False,
+    max_replication_lag=5.0,
     data_dir=Path("unused"),
     host="127.0.0.1",
     port=0,
@@ -37,11 +46,36 @@ SETTINGS = Settings(
     migrate=False,
     # What a test does to the database, on this thread, must not wait for a sealing that waits for this thread.
     upkeep=False,
-    bridge=False,
+    retention=timedelta(),
+    content_retention=timedelta(),
+    bridge="off",
+    anthropic_key=None,
+    anthropic_base_url=None,
+    openai_key=None,
+    openai_base_url=None,
+    providers_file=None,
+    allow_byok=False,
+    bridge_max_body=32 * 1024 * 1024,
+    bridge_rate_limit=0.0,
+    bridge_concurrency=0,
+    bridge_keep_alive=10.0,
+    upstream_retries=2,
+    upstream_connect_timeout=10.0,
+    upstream_timeout=600.0,
+    breaker_failures=0,
+    breaker_seconds=30.0,
+    request_log_dir=Path("unused"),
+    request_log_limit=1024 * 1024 * 1024,
+    request_log_age=timedelta(days=7),
     spool_dir=Path("unused"),
     spool_limit=1024 * 1024 * 1024,
     member_read="own",
     max_body=16 * 1024 * 1024,
+    rate_limit=0.0,
+    rate_burst=0,
+    concurrency_limit=0,
+    failed_sign_ins=300,
+    trusted_proxies=(),
     pool_size=5,
     max_waiting=200,
     pool_timeout=10.0,
@@ -191,6 +225,48 @@ async def owner(add_person: Callable[..., Awaitable[Person]]) -> Person:
 async def member(add_person: Callable[..., Awaitable[Person]]) -> Person:
     """A plain member."""
     return await add_person("mallory")
+
+
+@pytest.fixture
+async def provider(aiohttp_server: Any) -> TestServer:
+    """The stand-in provider; what it was asked is in `provider.app[EXCHANGES]`."""
+    server: TestServer = await aiohttp_server(standin_app())
+    return server
+
+
+@pytest.fixture
+async def make_bridge(
+    database_url: str, settings: Settings, tmp_path: Path, member: Person
+) -> AsyncIterator[Callable[..., Awaitable[Bridged]]]:
+    """A bridge to a provider, with settings changed as told: `await make_bridge(provider, allow_byok=True)`.
+
+    The provider is the stand-in, or the URL of one that serves messages only.
+    """
+    async with AsyncExitStack() as stack:
+        session = await stack.enter_async_context(aiohttp.ClientSession(auto_decompress=False))
+
+        async def make(provider: TestServer | str, **changes: Any) -> Bridged:
+            if isinstance(provider, str):
+                upstreams: dict[str, Any] = {"anthropic_key": KEY, "anthropic_base_url": provider}
+            else:
+                upstreams = {
+                    "anthropic_key": KEY,
+                    "anthropic_base_url": str(provider.make_url("/anthropic")),
+                    "openai_key": OPENAI_KEY,
+                    "openai_base_url": str(provider.make_url("/openai/v1")),
+                }
+            folders = {"spool_dir": tmp_path / "spool", "request_log_dir": tmp_path / "dumps"}
+            chosen = replace(settings, bridge="on", **(upstreams | folders | changes))
+            url = await stack.enter_async_context(listening(build_app(chosen, database_url=database_url)))
+            return Bridged(url, member.token, database_url, session)
+
+        yield make
+
+
+@pytest.fixture
+async def bridge(make_bridge: Callable[..., Awaitable[Bridged]], provider: TestServer) -> Bridged:
+    """A bridge to the stand-in."""
+    return await make_bridge(provider)
 
 
 def interception(**members: Any) -> dict[str, Any]:

@@ -211,3 +211,18 @@ def test_the_changelog_has_the_version() -> None:
     setup.read(ROOT / "setup.cfg", encoding="utf-8")
     newest = re.findall(r"^## \[(\d[^\]]*)\]", text("CHANGELOG.md"), flags=re.MULTILINE)[0]
     assert newest == setup["metadata"]["version"]
+
+
+def test_the_page_on_citus_speaks_of_every_statement_and_counts_them_right() -> None:
+    told = {
+        row[0].strip("`"): row[1].rstrip(" †") for row in rows("docs/citus.md") if re.fullmatch(r"`\w+/\w+`", row[0])
+    }
+    assert sorted(told) == sorted(statements.load())
+    classes = ["none", "single-shard", "multi-shard", "impossible"]
+    assert set(told.values()) == set(classes)
+    [numbers] = re.findall(
+        r"^Of (\d+) statements, (\d+) touch no .*, (\d+) are single-shard, (\d+) multi-shard, and (\d+) impossible",
+        text("docs/citus.md"),
+        flags=re.MULTILINE,
+    )
+    assert [int(number) for number in numbers] == [len(told), *(list(told.values()).count(kind) for kind in classes)]

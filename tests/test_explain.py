@@ -273,13 +273,14 @@ async def plan_of(url: str, name: str, values: dict[str, object]) -> tuple[str, 
     try:
         text, arguments = STATEMENTS[name].bind(values)
         types = ", ".join(kind.name for kind in (await connection.prepare(text)).get_parameters())
-        await connection.execute(f"PREPARE asked ({types}) AS {text}")
+        await connection.execute(f"PREPARE asked {types and f'({types})'} AS {text}")
         literals = await connection.fetchval(
             "SELECT string_agg(quote_literal(value), ', ' ORDER BY place) "
             "FROM unnest($1::text[]) WITH ORDINALITY AS given (value, place)",
             [literal(argument) for argument in arguments],
         )
-        [[found]] = await connection.fetch(f"EXPLAIN (FORMAT JSON) EXECUTE asked ({literals})")
+        given = f"({literals})" if arguments else ""
+        [[found]] = await connection.fetch(f"EXPLAIN (FORMAT JSON) EXECUTE asked {given}")
     finally:
         await connection.close()
     nodes = []
@@ -387,3 +388,64 @@ async def test_no_lookup_reads_the_whole_table(shared_url: str) -> None:
         for node in nodes:
             if node.get("Relation Name") == "aibridge_interceptions":
                 assert node["Node Type"] in {"Index Scan", "Index Only Scan", "Bitmap Heap Scan"}, (values, text)
+
+
+MIDDLE = datetime(2026, 2, 1, tzinfo=UTC)
+BATCH: dict[str, object] = {"before": MIDDLE, "since": datetime(2026, 1, 20, tzinfo=UTC), "most": 200}
+PERSON: dict[str, object] = {"user_id": UUID(int=7), "erased_until": MIDDLE, "most": 200}
+AFTER: dict[str, object] = {"after_started_at": datetime(2026, 1, 20, tzinfo=UTC), "after_id": UUID(int=9)}
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        (f"{noun}/{verb}", given)
+        for noun, verb, first, next_batch in (
+            ("retention", "delete_interceptions", {"before": MIDDLE, "most": 200}, BATCH),
+            ("retention", "delete_interceptions", {"before": MIDDLE, "most": 200, "running": True}, BATCH),
+            ("retention", "remove_user_prompts", {"before": MIDDLE, "most": 200}, BATCH),
+            ("retention", "remove_tool_usages", {"before": MIDDLE, "most": 200}, BATCH),
+            ("retention", "remove_model_thoughts", {"before": MIDDLE, "most": 200}, BATCH),
+            ("retention", "find_oldest", {}, {}),
+            ("erasure", "list_interceptions", PERSON, PERSON | AFTER),
+            ("erasure", "list_interceptions", PERSON | {"running": True}, PERSON | AFTER | {"running": True}),
+            ("erasure", "mark_user", {"user_id": UUID(int=7), "now": MIDDLE}, {}),
+            ("erasure", "is_known", {"user_id": UUID(int=7)}, {}),
+        )
+        for given in (first, first | next_batch)
+    ],
+    ids=str,
+)
+async def test_no_removal_reads_the_whole_table(shared_url: str, name: str, values: dict[str, object]) -> None:
+    """And none sorts what is due: a batch is read from where it begins, as far as it goes."""
+    text, nodes = await plan_of(shared_url, name, values)
+    scans = [node for node in nodes if node.get("Relation Name", "").startswith("aibridge_")]
+    assert scans
+    for node in scans:
+        assert "Seq Scan" not in node["Node Type"], text
+    sorted_by = [node["Sort Key"] for node in nodes if node["Node Type"] == "Sort"]
+    assert all("place" in str(key) or "interception_id" in str(key) for key in sorted_by), text
+
+
+@pytest.mark.parametrize("kind", ["interceptions", "token_usages", "user_prompts", "tool_usages", "model_thoughts"])
+async def test_no_erasure_reads_the_whole_table(shared_url: str, kind: str) -> None:
+    ids = "{" + ",".join(str(UUID(int=number)) for number in range(200)) + "}"
+    text, nodes = await plan_of(shared_url, f"erasure/erase_{kind}", {"ids": ids})
+    scans = [node for node in nodes if node.get("Relation Name", "").startswith("aibridge_")]
+    assert scans
+    for node in scans:
+        assert "Seq Scan" not in node["Node Type"], text
+
+
+async def test_what_was_removed_is_not_met_again(shared_url: str) -> None:
+    """The index by which content is found holds what is left of it, and no batch looks at the rest."""
+    connection = await asyncpg.connect(shared_url, server_settings=SESSION)
+    try:
+        await connection.execute("BEGIN")
+        await connection.execute("UPDATE aibridge_user_prompts SET prompt = '' WHERE created_at < '2026-02-01Z'")
+        text, arguments = STATEMENTS["retention/remove_user_prompts"].bind({"before": MIDDLE, "most": 200})
+        [[found]] = await connection.fetch(f"EXPLAIN (ANALYZE, FORMAT JSON) {text}", *arguments)
+    finally:
+        await connection.close()
+    assert '"Index Name": "aibridge_user_prompts_content_idx"' in found
+    assert set(re.findall(r'"Rows Removed by Filter": (\d+)', found)) <= {"0"}

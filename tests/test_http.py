@@ -7,9 +7,13 @@ import contextlib
 import gzip
 import json
 import os
+import shutil
 import signal
+import socket
+import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 from uuid import UUID
@@ -287,6 +291,53 @@ MALFORMED = {
     "a long header": b"GET / HTTP/1.1\r\n" + HOST + b"X: " + b"a" * 100_000 + b"sEcReT-tExT-0815\r\n\r\n",
     "a long header's name": b"GET / HTTP/1.1\r\n" + HOST + b"X" * 100_000 + b": sEcReT-tExT-0815\r\n\r\n",
     "an endless method": b"G" * 100_000 + b" / HTTP/1.1\r\n" + HOST + b"\r\n",
+    "a method in small letters": b"get / HTTP/1.1\r\n" + HOST + b"\r\n",
+    "no host": b"GET / HTTP/1.1\r\n\r\n",
+    "two hosts": b"GET / HTTP/1.1\r\n" + HOST + b"Host: y\r\n\r\n",
+    "129 headers": b"GET / HTTP/1.1\r\n" + HOST + b"X: y\r\n" * 128 + b"\r\n",
+    "headers without end": b"GET / HTTP/1.1\r\n" + HOST + b"X: y\r\n" * 1_000,
+    "a folded header": b"GET / HTTP/1.1\r\n" + HOST + b"X: a\r\n sEcReT-tExT-0815\r\n\r\n",
+    "a fold before the first header": b"GET / HTTP/1.1\r\n Host: x\r\n\r\n",
+    "LF alone": b"GET / HTTP/1.1\nHost: x\n\n",
+    "LF alone after a header": b"GET / HTTP/1.1\r\n" + HOST + b"X: y\n\r\n",
+    "LF alone at the end": b"GET / HTTP/1.1\r\n" + HOST + b"\n",
+    "CR CR LF": b"GET / HTTP/1.1\r\nHost: x\r\r\n\r\n",
+    "an escape in a header": b"GET / HTTP/1.1\r\n" + HOST + b"X: \x1b[2J\r\n\r\n",
+    "a control character in a cookie": b"GET / HTTP/1.1\r\n" + HOST + b"Cookie: coder_session_token=\x01\r\n\r\n",
+    "a target of authority form": b"GET example.com:80 HTTP/1.1\r\n" + HOST + b"\r\n",
+    "a target with another scheme": b"GET file:///etc/passwd HTTP/1.1\r\n" + HOST + b"\r\n",
+    "a target without a host": b"GET http:///healthz HTTP/1.1\r\n" + HOST + b"\r\n",
+    "a target with a port beyond ports": b"GET http://x:99999999/healthz HTTP/1.1\r\n" + HOST + b"\r\n",
+    "a tunnel": b"CONNECT example.com:443 HTTP/1.1\r\nHost: example.com:443\r\n\r\n",
+    # What follows the head would be a request of its own to whoever reads the framing otherwise.
+    **{
+        f"framing: {framing.decode('latin-1')!r}": b"POST / HTTP/1.1\r\n" + HOST + framing + b"\r\n\r\n" + body
+        for framing, body in (
+            (framing, b"0\r\n\r\nGET /sEcReT-tExT-0815 HTTP/1.1\r\nHost: x\r\n\r\n")
+            for framing in (
+                b"Content-Length: 5\r\nContent-Length: 5",
+                b"Content-Length: 5, 5",
+                b"Content-Length: 0x5",
+                b"Content-Length: 1 5",
+                b"Content-Length: 1_0",
+                b"Content-Length:",
+                b"Content-Length: 5\r\nTransfer-Encoding: CHUNKED",
+                b"Content-Length: 5\r\nTransfer-Encoding: identity",
+                b"Transfer-Encoding:",
+                b"Transfer-Encoding: identity",
+                b"Transfer-Encoding: gzip, chunked",
+                b"Transfer-Encoding: chunked, chunked",
+                b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
+                b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity",
+                b"Transfer-Encoding: identity\r\nTransfer-Encoding: chunked",
+                b'Transfer-Encoding: "chunked"',
+                b"Transfer-Encoding: \x0bchunked",
+                b"Transfer-Encoding: chunked;q=1",
+                b"Transfer-Encoding : chunked",
+                b"Transfer-Encoding:\r\n chunked",
+            )
+        )
+    },
 }
 
 
@@ -308,6 +359,169 @@ async def test_what_is_no_http_gets_the_envelope_and_a_closed_connection(http: S
         assert b"a" * 33 not in answer.raw + answer.body, what
         assert b"aiohttp" not in answer.raw + answer.body, what
     assert (await http.get("/healthz")).status == 200
+
+
+# What can be read in one way only, by proxies too: the framing, and the body that it is. `{"enabled": true}` has 17 bytes.
+READ_AS_MEANT = {
+    "an odd case": (b"Transfer-Encoding: ChUnKeD", b'11\r\n{"enabled": true}\r\n0\r\n\r\n'),
+    "chunks with extensions": (
+        b"Transfer-Encoding: chunked",
+        b'1;a=b\r\n{\r\n10;c="d;e"\r\n"enabled": true}\r\n0;last\r\n\r\n',
+    ),
+    "zeros before a size": (b"Transfer-Encoding: chunked", b'000000000000011\r\n{"enabled": true}\r\n0000\r\n\r\n'),
+    "another header of that name, almost": (
+        b"Content-Length: 17\r\nTransfer_Encoding: chunked\r\nX-Transfer-Encoding: chunked",
+        b'{"enabled": true}',
+    ),
+    "a protocol that nobody speaks": (
+        b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\nContent-Length: 17",
+        b'{"enabled": true}',
+    ),
+    "a websocket": (
+        b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nContent-Length: 17",
+        b'{"enabled": true}',
+    ),
+}
+
+
+async def test_what_can_be_read_in_one_way_only_is_read_so(http: Socket, owner: Person) -> None:
+    head = b"POST %b/log-requests HTTP/1.1\r\nHost: x\r\nCoder-Session-Token: %b\r\n"
+    for what, (framing, body) in READ_AS_MEANT.items():
+        async with http.connection() as (reader, writer):
+            writer.write(head % (API.encode(), owner.token.encode()) + framing + b"\r\n\r\n" + body)
+            answer = await read_answer(reader)
+            assert (answer.status, "upgrade" in answer.headers) == (200, False), what
+            # And nothing is left over that would become part of the next request.
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert (await read_answer(reader)).json() == {"status": "ok"}, what
+
+
+async def test_chunks_that_others_would_read_otherwise(http: Socket, owner: Person) -> None:
+    smuggled = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+    for chunks in (
+        b'11\n{"enabled": true}\n0\n\n',
+        b'11\r\n{"enabled": true}\n0\r\n\r\n',
+        b'11;a\n{"enabled": true}\r\n0\r\n\r\n',
+        b'0x11\r\n{"enabled": true}\r\n0\r\n\r\n',
+        b'+11\r\n{"enabled": true}\r\n0\r\n\r\n',
+        b'11 \r\n{"enabled": true}\r\n0\r\n\r\n',
+        b'10000000000000011\r\n{"enabled": true}\r\n0\r\n\r\n',
+        b'11\r\n{"enabled": true}\r\n0\r\nX: y\nZ: z\r\n\r\n',
+        b'11\r\n{"enabled": true}\r\n0\r\n' + b"X: y\r\n" * 2_000 + b"\r\n",
+    ):
+        async with http.connection() as (reader, writer):
+            head = f"POST {API}/log-requests HTTP/1.1\r\nHost: x\r\nCoder-Session-Token: {owner.token}\r\n"
+            writer.write(head.encode() + b"Transfer-Encoding: chunked\r\n\r\n" + chunks + smuggled)
+            envelope(await read_answer(reader), 400)
+            assert await reader.read() == b"", chunks
+    assert (await http.get(f"{API}/log-requests", owner)).json()["enabled"] is False
+
+
+async def test_hosts_and_cookies_of_any_kind(http: Socket, owner: Person) -> None:
+    for host in ("", "a b", "<script>", "a:b:c", "[::1", "x" * 60_000, "user:pass@example.com", "\xff", "../.."):
+        answer = await http.get(f"{API}/interceptions", owner, Host=host)
+        assert answer.status == 200, host
+        assert not host or host.encode("latin-1") not in answer.raw + answer.body
+        assert (await http.get("/docs", Host=host)).status == 200, host
+    for cookie in (
+        ";",
+        "=",
+        "a",
+        '"',
+        "coder_session_token",
+        "coder_session_token=",
+        'coder_session_token="',
+        "coder_session_token=\xff",
+        "$Version=1; coder_session_token=x; $Path=/",
+        "; ".join(f"c{number}=v" for number in range(2_000)),
+        f"coder_session_token={'x' * 60_000}",
+    ):
+        envelope(await http.get(f"{API}/interceptions", Cookie=cookie), 401)
+    good = f"__Host-x=y; coder_session_token={owner.token}; z"
+    assert (await http.get(f"{API}/interceptions", Cookie=good)).status == 200
+
+
+async def test_every_answer_is_what_it_says_it_is(http: Socket, owner: Person) -> None:
+    answers = [
+        await http.get(path, owner)
+        for path in ("/healthz", "/metrics", "/docs", "/docs/init.js", "/openapi.json", "/x", API, f"{API}/models")
+    ]
+    answers.append(await http.send(b"nonsense\r\n\r\n"))
+    answers.append(await http.get("/healthz", Expect="nonsense"))
+    for answer in answers:
+        assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+# -- and behind the proxy --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def nginx(http: Socket, tmp_path: Path) -> AsyncIterator[Socket]:
+    """deploy/nginx.conf in front of the service, on a port of its own."""
+    program = shutil.which("nginx", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
+    if program is None:
+        pytest.skip("nginx is not installed here")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    text = (Path(__file__).parent.parent / "deploy" / "nginx.conf").read_text(encoding="utf-8")
+    for theirs, ours in (
+        ("server bridgelog:8080", f"server 127.0.0.1:{http.port}"),
+        ("listen 8080", f"listen 127.0.0.1:{port}"),
+        ("/tmp/", f"{tmp_path}/"),  # noqa: S108  # what the file says
+        ("/dev/stdout", f"{tmp_path}/access.log"),
+    ):
+        assert theirs in text
+        text = text.replace(theirs, ours)
+    configuration = tmp_path / "nginx.conf"
+    configuration.write_text(text, encoding="utf-8")
+    command: list[str | Path] = [
+        program,
+        "-e",
+        tmp_path / "error.log",
+        "-p",
+        tmp_path,
+        "-c",
+        configuration,
+        "-g",
+        "daemon off;",
+    ]
+    process = await asyncio.to_thread(subprocess.Popen[bytes], command)
+    proxy = Socket(port=port, task=http.task)
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            with contextlib.suppress(OSError):
+                if await status_of(proxy, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n") == 200:
+                    break
+            assert process.poll() is None, (tmp_path / "error.log").read_text(encoding="utf-8")
+            await asyncio.sleep(0.05)
+    yield proxy
+    process.terminate()
+    await asyncio.to_thread(process.wait)
+
+
+async def status_of(proxy: Socket, data: bytes) -> int:
+    """The status of the first answer to these bytes."""
+    async with proxy.connection() as (reader, writer):
+        writer.write(data)
+        return int((await reader.readline()).split()[1])
+
+
+async def test_nothing_is_smuggled_past_the_proxy(nginx: Socket, http: Socket, owner: Person) -> None:
+    # Every one of these holds a second request where the framing says that there is none.
+    smuggled = {what: data for what, data in MALFORMED.items() if b"GET /sEcReT" in data}
+    assert len(smuggled) > 20
+    for what, data in smuggled.items():
+        assert await status_of(nginx, data) in {400, 404, 501}, what
+    for what, (framing, body) in READ_AS_MEANT.items():
+        head = f"POST {API}/log-requests HTTP/1.1\r\nHost: x\r\nCoder-Session-Token: {owner.token}\r\n".encode()
+        assert await status_of(nginx, head + framing + b"\r\n\r\n" + body) == 200, what
+    # An answer to a request that nobody sent would be waiting on a connection that the proxy keeps for the next one.
+    for _ in range(80):
+        assert await status_of(nginx, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n") == 200
+    metrics = (await http.get("/metrics")).body.decode()
+    assert 'route="unknown",status="404"' not in metrics
+    assert 'method="GET",route="unknown"' not in metrics
 
 
 async def test_the_protocol_of_1991_is_answered_and_closed(http: Socket) -> None:

@@ -1,1 +1,1 @@
-"""The bridge: requests of AI clients on their way to a provider, relayed and recorded. It knows the store, not the handlers."""
+"""The bridge: relays the requests of AI clients to their providers, and records them. It knows nothing of the handlers."""

@@ -27,7 +27,6 @@ _CSP = (
 _HEADERS = {
     "Content-Security-Policy": _CSP,
     "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
 # Their names stay the same from one version to the next.

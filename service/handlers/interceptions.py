@@ -9,7 +9,7 @@ from aiohttp import web
 from service import errors, search
 from service.answers import cursor_links, json_text, offset_links
 from service.auth import Caller
-from service.context import DATABASE, caller
+from service.context import DATABASE, STANDBYS, caller
 from service.db import Connection
 from service.schemas import queries
 from service.schemas.queries import Page
@@ -36,7 +36,7 @@ async def list_interceptions(request: web.Request) -> web.Response:
             cursor=cursor,
         )
 
-    total, found = await database.read(work, snapshot=not at_once)
+    total, found = await request.app[STANDBYS].read(work, caller=who, snapshot=not at_once)
     results = found[: page.limit]
     if page.after_id is None:
         links = offset_links(page, total=total)

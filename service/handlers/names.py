@@ -8,7 +8,7 @@ from aiohttp import web
 
 from service import search
 from service.answers import json_answer
-from service.context import DATABASE, caller
+from service.context import DATABASE, STANDBYS, caller
 from service.db import Connection
 from service.schemas import queries
 from service.store import names
@@ -41,4 +41,4 @@ async def _list(
             rolled_up=request.app[DATABASE].rolled_up,
         )
 
-    return json_answer(await request.app[DATABASE].read(work))
+    return json_answer(await request.app[STANDBYS].read(work, caller=caller(request)))

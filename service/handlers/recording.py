@@ -28,7 +28,12 @@ async def record_interception(request: web.Request) -> web.Response:
 
     async def work(connection: Connection) -> tuple[Outcome, bytes]:
         if sent.initiator is not None:
-            await users.refresh(connection, initiator=sent.initiator, seen_at=datetime.now(UTC))
+            await users.refresh(
+                connection,
+                initiator=sent.initiator,
+                seen_at=datetime.now(UTC),
+                started_at=sent.sent["started_at"],
+            )
         outcome = await recording.record(connection, interception=sent)
         return outcome, await interceptions.read_one(connection, interception_id=sent.id)
 

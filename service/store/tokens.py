@@ -6,6 +6,7 @@ import hashlib
 import re
 import secrets
 import string
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -34,26 +35,31 @@ class Token:
     roles: frozenset[str]
 
 
+def random_text(length: int) -> str:
+    """So many letters and digits, each as likely as any other, that nobody can foretell."""
+    return "".join(secrets.choice(_ALPHABET) for _ in range(length))
+
+
 def split(text: str) -> tuple[str, bytes] | None:
     """The id and the hash of the secret of a token; None if the text does not have a token's form."""
     form = _FORM.fullmatch(text)
     return (form[1], hashlib.sha256(form[2].encode()).digest()) if form else None
 
 
-async def find(connection: Connection, *, token_id: str) -> Token | None:
-    """The token of that id, whatever its state."""
-    row = await connection.row("tokens/find_token", token_id=token_id)
-    if row is None:
-        return None
-    return Token(
-        hashed_secret=row["hashed_secret"],
-        expires_at=row["expires_at"],
-        last_used=row["last_used"],
-        user_id=row["user_id"],
-        status=row["status"],
-        deleted=row["deleted"],
-        roles=frozenset(row["roles"] or ()),
-    )
+async def find(connection: Connection, *, token_ids: Collection[str]) -> dict[str, Token]:
+    """The tokens of those ids by their id, whatever their state; of the others there is none."""
+    return {
+        row["id"]: Token(
+            hashed_secret=row["hashed_secret"],
+            expires_at=row["expires_at"],
+            last_used=row["last_used"],
+            user_id=row["user_id"],
+            status=row["status"],
+            deleted=row["deleted"],
+            roles=frozenset(row["roles"] or ()),
+        )
+        for row in await connection.rows("tokens/find_tokens", token_ids=list(token_ids))
+    }
 
 
 async def touch(connection: Connection, *, token_id: str, used_at: datetime) -> None:
@@ -63,8 +69,7 @@ async def touch(connection: Connection, *, token_id: str, used_at: datetime) -> 
 
 async def create(connection: Connection, *, user_id: UUID, created_at: datetime, expires_at: datetime = NEVER) -> str:
     """A new token, whole: this is the only time that its secret is known."""
-    token_id = "".join(secrets.choice(_ALPHABET) for _ in range(ID_LENGTH))
-    secret = "".join(secrets.choice(_ALPHABET) for _ in range(SECRET_LENGTH))
+    token_id, secret = random_text(ID_LENGTH), random_text(SECRET_LENGTH)
     await connection.run(
         "tokens/insert_token",
         token_id=token_id,

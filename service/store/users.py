@@ -41,10 +41,11 @@ async def add(
     )
 
 
-async def refresh(connection: Connection, *, initiator: Initiator, seen_at: datetime) -> None:
+async def refresh(connection: Connection, *, initiator: Initiator, seen_at: datetime, started_at: datetime) -> None:
     """Create the initiator's user, or refresh their names where they differ; never roles or status.
 
-    Raises UsernameTaken where another id holds the name.
+    Somebody who was erased stays so, unless they initiated what started later. Raises UsernameTaken where another id
+    holds the name.
     """
     await connection.run(
         "users/refresh_user",
@@ -53,6 +54,7 @@ async def refresh(connection: Connection, *, initiator: Initiator, seen_at: date
         name=initiator.name,
         avatar_url=initiator.avatar_url,
         seen_at=seen_at,
+        started_at=started_at,
     )
 
 

@@ -1,5 +1,7 @@
 -- compare_token_usages: in which members token usages that are stored differ from what was sent under their ids.
 --
+-- What erasure has removed is not compared.
+--
 -- param   sent  jsonb  an array of objects: the id, and the members to compare, named as the columns
 -- result  many  position int8, member text
 -- index   aibridge_token_usages_pkey
@@ -9,9 +11,15 @@ WITH pairs AS MATERIALIZED (
         sent.position,
         sent.body,
         to_jsonb(stored) AS stored,
-        to_jsonb(jsonb_populate_record(NULL::aibridge_token_usages, sent.body)) AS sent
+        to_jsonb(jsonb_populate_record(NULL::aibridge_token_usages, sent.body)) AS sent,
+        erased.found AS erased
     FROM jsonb_array_elements(:sent::jsonb) WITH ORDINALITY AS sent (body, position)
     INNER JOIN aibridge_token_usages AS stored ON (sent.body ->> 'id')::uuid = stored.id
+    CROSS JOIN LATERAL (
+        SELECT count(*) > 0 AS found
+        FROM bridgelog_erased_interceptions
+        WHERE bridgelog_erased_interceptions.id = stored.interception_id
+    ) AS erased
 )
 
 SELECT
@@ -20,4 +28,5 @@ SELECT
 FROM pairs
 CROSS JOIN LATERAL jsonb_object_keys(pairs.body) AS member (name)
 WHERE pairs.stored -> member.name IS DISTINCT FROM pairs.sent -> member.name
+    AND NOT (pairs.erased AND member.name = 'metadata')
 ORDER BY pairs.position ASC, member.name ASC

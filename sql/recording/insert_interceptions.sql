@@ -41,10 +41,10 @@ SELECT
     sent.provider_name,
     sent.model,
     sent.client,
-    sent.metadata,
+    CASE WHEN erased.user_id IS NULL THEN sent.metadata ELSE '{}' END AS metadata,
     sent.started_at,
     sent.ended_at,
-    sent.client_session_id,
+    CASE WHEN erased.user_id IS NULL THEN sent.client_session_id END AS client_session_id,
     parent.id AS thread_parent_id,
     coalesce(parent.thread_root_id, parent.id) AS thread_root_id
 FROM unnest(
@@ -86,6 +86,10 @@ LEFT JOIN LATERAL (
     ORDER BY aibridge_tool_usages.created_at DESC, aibridge_tool_usages.id DESC
     LIMIT 1
 ) AS parent ON TRUE
+-- What erasure has removed does not come back.
+LEFT JOIN bridgelog_erased_users AS erased
+    ON sent.initiator_id = erased.user_id
+        AND sent.started_at <= erased.erased_until
 ORDER BY sent.id ASC, sent.position ASC
 ON CONFLICT (id) DO NOTHING
 RETURNING id

@@ -11,7 +11,7 @@
 -- param   metadata                  jsonb[]        metadata
 -- param   created_at                timestamptz[]  when
 -- result  many  id uuid
--- index   none
+-- index   bridgelog_erased_users_pkey, aibridge_interceptions_pkey
 INSERT INTO aibridge_token_usages (
     id,
     interception_id,
@@ -24,15 +24,15 @@ INSERT INTO aibridge_token_usages (
     created_at
 )
 SELECT
-    id,
-    interception_id,
-    provider_response_id,
-    input_tokens,
-    output_tokens,
-    cache_read_input_tokens,
-    cache_write_input_tokens,
-    metadata,
-    created_at
+    sent.id,
+    sent.interception_id,
+    sent.provider_response_id,
+    sent.input_tokens,
+    sent.output_tokens,
+    sent.cache_read_input_tokens,
+    sent.cache_write_input_tokens,
+    CASE WHEN erased.found THEN '{}' ELSE sent.metadata END AS metadata,
+    sent.created_at
 FROM unnest(
     :id::uuid[],
     :interception_id::uuid[],
@@ -55,6 +55,12 @@ FROM unnest(
     created_at,
     position
 )
-ORDER BY id ASC, position ASC
+CROSS JOIN LATERAL (
+    -- What erasure has removed does not come back.
+    SELECT count(*) > 0 AS found
+    FROM bridgelog_erased_interceptions
+    WHERE bridgelog_erased_interceptions.id = sent.interception_id
+) AS erased
+ORDER BY sent.id ASC, sent.position ASC
 ON CONFLICT (id) DO NOTHING
 RETURNING id

@@ -13,7 +13,7 @@
 -- param   metadata               jsonb[]        metadata
 -- param   created_at             timestamptz[]  when
 -- result  many  id uuid
--- index   none
+-- index   bridgelog_erased_users_pkey, aibridge_interceptions_pkey
 INSERT INTO aibridge_tool_usages (
     id,
     interception_id,
@@ -28,17 +28,17 @@ INSERT INTO aibridge_tool_usages (
     created_at
 )
 SELECT
-    id,
-    interception_id,
-    provider_response_id,
-    provider_tool_call_id,
-    server_url,
-    tool,
-    input,
-    injected,
-    invocation_error,
-    metadata,
-    created_at
+    sent.id,
+    sent.interception_id,
+    sent.provider_response_id,
+    sent.provider_tool_call_id,
+    CASE WHEN erased.found THEN NULL ELSE sent.server_url END AS server_url,
+    sent.tool,
+    CASE WHEN erased.found THEN '' ELSE sent.input END AS input,
+    sent.injected,
+    CASE WHEN erased.found THEN NULL ELSE sent.invocation_error END AS invocation_error,
+    CASE WHEN erased.found THEN '{}' ELSE sent.metadata END AS metadata,
+    sent.created_at
 FROM unnest(
     :id::uuid[],
     :interception_id::uuid[],
@@ -65,6 +65,12 @@ FROM unnest(
     created_at,
     position
 )
-ORDER BY id ASC, position ASC
+CROSS JOIN LATERAL (
+    -- What erasure has removed does not come back.
+    SELECT count(*) > 0 AS found
+    FROM bridgelog_erased_interceptions
+    WHERE bridgelog_erased_interceptions.id = sent.interception_id
+) AS erased
+ORDER BY sent.id ASC, sent.position ASC
 ON CONFLICT (id) DO NOTHING
 RETURNING id

@@ -11,4 +11,10 @@ SELECT
 FROM aibridge_interceptions
 WHERE id = :interception_id
     AND metadata || :metadata <> metadata
+    -- What erasure has removed does not come back.
+    AND id NOT IN (
+        SELECT erased.id
+        FROM bridgelog_erased_interceptions AS erased
+        WHERE erased.id = :interception_id
+    )
 ON CONFLICT (interception_id) DO NOTHING

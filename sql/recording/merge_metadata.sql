@@ -8,3 +8,9 @@ UPDATE aibridge_interceptions
 SET metadata = metadata || :metadata
 WHERE id = :interception_id
     AND metadata || :metadata <> metadata
+    -- What erasure has removed does not come back.
+    AND id NOT IN (
+        SELECT erased.id
+        FROM bridgelog_erased_interceptions AS erased
+        WHERE erased.id = :interception_id
+    )

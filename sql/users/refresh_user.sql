@@ -1,5 +1,7 @@
 -- refresh_user: create the user of this id, or refresh what differs of their names; never roles or status.
 --
+-- Somebody who was erased comes back by what started later, and not by what is sent again.
+--
 -- Of a user who is up to date the row is not even locked: one who is busy records many interceptions at once.
 --
 -- param   user_id     uuid         the user
@@ -7,6 +9,7 @@
 -- param   name        text         the person's name; null leaves it as it is
 -- param   avatar_url  text         their picture; null leaves it as it is
 -- param   seen_at     timestamptz  now
+-- param   started_at  timestamptz  when the interception that tells of them started
 -- result  none
 -- index   none
 INSERT INTO users (id, username, name, avatar_url, created_at, updated_at)
@@ -24,6 +27,12 @@ WHERE NOT EXISTS (
         AND users.username = :username
         AND users.name = coalesce(:name, users.name)
         AND users.avatar_url = coalesce(:avatar_url, users.avatar_url)
+)
+AND NOT EXISTS (
+    SELECT 1
+    FROM bridgelog_erased_users
+    WHERE bridgelog_erased_users.user_id = :user_id
+        AND bridgelog_erased_users.erased_until >= :started_at
 )
 ON CONFLICT (id) DO UPDATE
 SET

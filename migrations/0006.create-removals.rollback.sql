@@ -1,0 +1,7 @@
+DROP INDEX aibridge_model_thoughts_content_idx;
+DROP INDEX aibridge_tool_usages_content_idx;
+DROP INDEX aibridge_user_prompts_content_idx;
+DROP INDEX aibridge_interceptions_running_started_at_idx;
+DROP VIEW bridgelog_erased_interceptions;
+DROP TABLE bridgelog_erased_users;
+DROP TABLE bridgelog_content_removal;
