@@ -73,7 +73,10 @@ def build_app(settings: Settings, *, database_url: str) -> web.Application:
         database = await db.connect(settings, database_url, loaded)
         app[DATABASE] = database
         app[AUTHENTICATOR] = Authenticator(
-            database, member_read=settings.member_read, failures=_failures(settings.failed_sign_ins)
+            database,
+            member_read=settings.member_read,
+            failures=_failures(settings.failed_sign_ins),
+            grace=settings.auth_grace,
         )
         app[METRICS] = Metrics(database)
         standbys = Standbys(settings, database, loaded, metrics=app[METRICS])
@@ -129,9 +132,7 @@ async def _bridge(app: web.Application, *, settings: Settings, request_log: Requ
     metrics = app[METRICS]
     app[RECORDER] = recorder = await Recorder.open(app[DATABASE], settings=settings, metrics=metrics)
     app[BACKLOG] = recorder.backlog
-    breaker = Breaker(
-        failures=settings.breaker_failures, seconds=settings.breaker_seconds, gauge=metrics.breaker_state
-    )
+    breaker = Breaker(failures=settings.breaker_failures, seconds=settings.breaker_seconds, gauge=metrics.breaker_state)
     upstream = Upstream(settings, breaker=breaker, retried=metrics.upstream_retries)
     app[BRIDGE] = Bridge(
         settings=settings,

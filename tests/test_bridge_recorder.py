@@ -16,13 +16,12 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 
 import pytest
 from bridge_worker import beginning, observed, status
 from conftest import API, NOW, MakeClient, Person
-from faults import Postgres, Wire, cleaned, socket_of, until
+from faults import Postgres, Wire, cleaned, socket_of, through, until
 
 from service import db, errors, migrations, statements
 from service.bridge import recorder as recording
@@ -84,10 +83,6 @@ async def wire(database_url: str) -> AsyncIterator[Wire]:
     await wire.mend()
     yield wire
     await wire.cut()
-
-
-def through(wire: Wire, url: str) -> str:
-    return f"postgresql://bridgelog@127.0.0.1:{wire.port}{urlsplit(url).path}"
 
 
 async def serve(recorder: Recorder, number: int) -> Running:
@@ -769,7 +764,7 @@ async def test_closing_writes_what_waits_and_leaves_no_log(
 
 
 async def test_readiness_and_metrics_tell_of_the_spool(make_client: MakeClient, spool: Path, owner: Person) -> None:
-    client = await make_client(bridge=True, spool_dir=spool, spool_limit=1024 * 1024)
+    client = await make_client(bridge="on", anthropic_key="k" * 20, spool_dir=spool, spool_limit=1024 * 1024)
     body = await (await client.get("/readyz")).json()
     assert body["status"] == "ready"
     assert body["recorder"] | {"spool_bytes": 0} == {
