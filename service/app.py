@@ -129,9 +129,7 @@ async def _bridge(app: web.Application, *, settings: Settings, request_log: Requ
     metrics = app[METRICS]
     app[RECORDER] = recorder = await Recorder.open(app[DATABASE], settings=settings, metrics=metrics)
     app[BACKLOG] = recorder.backlog
-    breaker = Breaker(
-        failures=settings.breaker_failures, seconds=settings.breaker_seconds, gauge=metrics.breaker_state
-    )
+    breaker = Breaker(failures=settings.breaker_failures, seconds=settings.breaker_seconds, gauge=metrics.breaker_state)
     upstream = Upstream(settings, breaker=breaker, retried=metrics.upstream_retries)
     app[BRIDGE] = Bridge(
         settings=settings,
