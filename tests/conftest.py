@@ -69,6 +69,7 @@ SETTINGS = Settings(
     request_log_age=timedelta(days=7),
     spool_dir=Path("unused"),
     spool_limit=1024 * 1024 * 1024,
+    auth_grace=300.0,
     member_read="own",
     max_body=16 * 1024 * 1024,
     rate_limit=0.0,
