@@ -76,7 +76,10 @@ def serve(*, migrate: bool) -> None:
         def ready(port: int) -> None:
             _welcome(f"http://{settings.host}:{port}", settings=settings, token=token)
 
-        app = build_app(settings, database_url=url)
+        try:
+            app = build_app(settings, database_url=url)
+        except configuration.InvalidSettings as problem:
+            raise click.ClickException(str(problem)) from problem
 
         async def work() -> None:
             reviving = asyncio.create_task(_revive(embedded)) if embedded else None

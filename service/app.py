@@ -32,6 +32,7 @@ from service.context import (
     SLOTS,
     STANDBYS,
     Lifecycle,
+    Shape,
 )
 from service.held import Held
 from service.limits import Rate, Slots
@@ -50,8 +51,8 @@ _REST_SECONDS = 5.0
 def build_app(settings: Settings, *, database_url: str) -> web.Application:
     """The application on a database whose schema is current; it opens its connections when it starts.
 
-    `database_url` is where the database is, given or embedded. Raises StatementError on a bad file below sql/, InvalidSettings on providers that
-    cannot be used.
+    `database_url` is where the database is, given or embedded. Raises StatementError on a bad file below sql/, and
+    InvalidSettings on providers that cannot be used.
     """
     # A body's size is bounded where it is read, call by call.
     app = web.Application(middlewares=[middleware.observe, middleware.sign_in, middleware.limit], client_max_size=0)
@@ -82,67 +83,70 @@ def build_app(settings: Settings, *, database_url: str) -> web.Application:
         await standbys.close()
         await database.close()
 
-    async def bridge(app: web.Application) -> AsyncIterator[None]:
-        """What the bridge works with."""
-        metrics = app[METRICS]
-        app[RECORDER] = recorder = await Recorder.open(app[DATABASE], settings=settings, metrics=metrics)
-        app[BACKLOG] = recorder.backlog
-        breaker = Breaker(
-            failures=settings.breaker_failures, seconds=settings.breaker_seconds, gauge=metrics.breaker_state
-        )
-        upstream = Upstream(settings, breaker=breaker, retried=metrics.upstream_retries)
-        app[BRIDGE] = Bridge(
-            settings=settings,
-            recorder=recorder,
-            upstream=upstream,
-            request_log=request_log,
-            metrics=metrics,
-            rate=_per_second(settings.bridge_rate_limit),
-            slots=Slots(settings.bridge_concurrency) if settings.bridge_concurrency else None,
-        )
-        tidying = asyncio.create_task(_for_ever("request log", request_log.keep_tidy))
-        yield
-        tidying.cancel()
-        await asyncio.gather(tidying, return_exceptions=True)
-        await upstream.close()
-        await recorder.close()
-        await asyncio.to_thread(request_log.close)
-
-    async def background(app: web.Application) -> AsyncIterator[None]:
-        """What goes on besides requests."""
-        database, gauge = app[DATABASE], app[METRICS].request_logging
-
-        def turn(enabled: bool) -> None:  # noqa: FBT001  # called with what the database says
-            gauge.set(enabled)
-            request_log.enabled = enabled
-
-        tasks = []
-        if settings.read_database_url:
-            tasks.append(asyncio.create_task(_for_ever("standbys", app[STANDBYS].watch)))
-        if settings.schema == "own":
-            told_at = settings.session_url(database_url)
-            follow = functools.partial(follow_request_logging, told_at, database, tell=turn)
-            tasks.append(asyncio.create_task(_for_ever("request logging", follow)))
-        if settings.schema == "own" and settings.upkeep:
-            tasks.append(asyncio.create_task(_for_ever("rollups", functools.partial(keep_rollups, database))))
-            if settings.retention or settings.content_retention:
-                keep = functools.partial(keep_retention, database, settings, metrics=app[METRICS])
-                tasks.append(asyncio.create_task(_for_ever("retention", keep)))
-        yield
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
+    background = functools.partial(_background, settings=settings, database_url=database_url, request_log=request_log)
     app.cleanup_ctx.extend([connections, background])
     if instances:
-        app.cleanup_ctx.append(bridge)
+        app.cleanup_ctx.append(functools.partial(_bridge, settings=settings, request_log=request_log))
     app.on_response_prepare.append(middleware.harden)
     app.on_response_prepare.append(middleware.closing_while_draining)
     bridged = [*doors(instances)]
-    app[BRIDGED] = {door.handler: door.shape for door in bridged}
+    app[BRIDGED] = dict[object, Shape]((door.handler, door.shape) for door in bridged)
     for route in routes.all_routes(doors=bridged, api=settings.bridge != "only"):
         app.router.add_route(route.method, route.path, route.handler)
     return app
+
+
+async def _background(
+    app: web.Application, *, settings: Settings, database_url: str, request_log: RequestLog
+) -> AsyncIterator[None]:
+    """What goes on besides requests."""
+    database, gauge = app[DATABASE], app[METRICS].request_logging
+
+    def turn(enabled: bool) -> None:  # noqa: FBT001  # called with what the database says
+        gauge.set(enabled)
+        request_log.enabled = enabled
+
+    tasks = []
+    if settings.read_database_url:
+        tasks.append(asyncio.create_task(_for_ever("standbys", app[STANDBYS].watch)))
+    if settings.schema == "own":
+        told_at = settings.session_url(database_url)
+        follow = functools.partial(follow_request_logging, told_at, database, tell=turn)
+        tasks.append(asyncio.create_task(_for_ever("request logging", follow)))
+    if settings.schema == "own" and settings.upkeep:
+        tasks.append(asyncio.create_task(_for_ever("rollups", functools.partial(keep_rollups, database))))
+        if settings.retention or settings.content_retention:
+            keep = functools.partial(keep_retention, database, settings, metrics=app[METRICS])
+            tasks.append(asyncio.create_task(_for_ever("retention", keep)))
+    yield
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _bridge(app: web.Application, *, settings: Settings, request_log: RequestLog) -> AsyncIterator[None]:
+    """What the bridge works with."""
+    metrics = app[METRICS]
+    app[RECORDER] = recorder = await Recorder.open(app[DATABASE], settings=settings, metrics=metrics)
+    app[BACKLOG] = recorder.backlog
+    breaker = Breaker(failures=settings.breaker_failures, seconds=settings.breaker_seconds, gauge=metrics.breaker_state)
+    upstream = Upstream(settings, breaker=breaker, retried=metrics.upstream_retries)
+    app[BRIDGE] = Bridge(
+        settings=settings,
+        recorder=recorder,
+        upstream=upstream,
+        request_log=request_log,
+        metrics=metrics,
+        rate=_per_second(settings.bridge_rate_limit),
+        slots=Slots(settings.bridge_concurrency) if settings.bridge_concurrency else None,
+    )
+    tidying = asyncio.create_task(_for_ever("request log", request_log.keep_tidy))
+    yield
+    tidying.cancel()
+    await asyncio.gather(tidying, return_exceptions=True)
+    await upstream.close()
+    await recorder.close()
+    await asyncio.to_thread(request_log.close)
 
 
 def _per_second(limit: float, *, burst: int = 0) -> Rate | None:

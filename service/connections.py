@@ -95,7 +95,7 @@ class Connection(web.RequestHandler):
             self._expect_head()
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """The client has gone. A statement that only reads for it is cancelled; what it records is finished; the bridge is told."""
+        """The client has gone. What only reads for it is cancelled, what it records is finished, and the bridge is told."""
         request, task = self._current_request, self._task_handler
         super().connection_lost(exc)
         self._expect_nothing()

@@ -48,8 +48,9 @@ LIFECYCLE = web.AppKey("lifecycle", Lifecycle)
 RATE = web.AppKey("rate", Rate)
 SLOTS = web.AppKey("slots", Slots)
 
-# Handlers of the bridge, and how each shapes an error for its clients: status and sentence to a body.
-BRIDGED = web.AppKey[Mapping[object, Callable[[int, str], bytes]]]("bridged")
+# What makes an error's body of a status and a sentence, as the clients of a route want it; of each handler of the bridge.
+Shape = Callable[[int, str], bytes]
+BRIDGED = web.AppKey[Mapping[object, Shape]]("bridged")
 
 ADDRESS = web.RequestKey[Address | None]("address")
 STANDING = web.RequestKey("standing", Standing)

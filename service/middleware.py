@@ -15,7 +15,7 @@ from aiohttp import web
 from service import errors
 from service.answers import envelope, json_answer, json_text
 from service.auth import presented_token
-from service.bridge.relay import bridge_token
+from service.bridge.callers import bridge_token
 from service.context import (
     ADDRESS,
     AUTHENTICATOR,
@@ -30,6 +30,7 @@ from service.context import (
     SHARE,
     SLOTS,
     STANDING,
+    Shape,
 )
 from service.peers import client_address
 from service.routes import ENDLESS, PREFIXES, label
@@ -155,7 +156,7 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
     return _refused(refusal, headers, shape=None if isinstance(refusal, errors.UnknownPath) else _shape(request))
 
 
-def _shape(request: web.Request) -> Callable[[int, str], bytes] | None:
+def _shape(request: web.Request) -> Shape | None:
     """How the bridge's clients want an error on this route; None where it is not the bridge's."""
     return request.app[BRIDGED].get(request.match_info.handler)
 
@@ -178,9 +179,7 @@ def _late(request: web.Request) -> errors.Refusal:
     return errors.TookTooLong(retry_after=10)
 
 
-def _refused(
-    refusal: errors.Refusal, headers: dict[str, str], *, shape: Callable[[int, str], bytes] | None = None
-) -> web.Response:
+def _refused(refusal: errors.Refusal, headers: dict[str, str], *, shape: Shape | None = None) -> web.Response:
     if refusal.retry_after is not None:
         headers["Retry-After"] = str(refusal.retry_after)
     if refusal.status == HTTPStatus.UNAUTHORIZED:

@@ -22,7 +22,7 @@ _POLL_SECONDS = 0.5
 
 
 async def follow_request_logging(url: str | None, database: Database, *, tell: Callable[[bool], None]) -> None:
-    """Tell the switch's state, now and after each change, until cancelled; `url` is where notifications come, None where none do."""
+    """Tell the switch's state, now and after each change; `url` is where notifications come, None where none do."""
     while True:
         try:
             async with db.listen(url, request_logging.CHANNEL) if url else _polling() as notified:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
+import aiohttp
 import psycopg
 import pytest
 from aiohttp import web
-from aiohttp.test_utils import TestClient
+from aiohttp.test_utils import TestClient, TestServer
+from bridging import KEY, OPENAI_KEY, Bridged, listening
+from standin.app import build_app as standin_app
 
 from service import db, migrations, statements
 from service.app import build_app
@@ -221,6 +225,48 @@ async def owner(add_person: Callable[..., Awaitable[Person]]) -> Person:
 async def member(add_person: Callable[..., Awaitable[Person]]) -> Person:
     """A plain member."""
     return await add_person("mallory")
+
+
+@pytest.fixture
+async def provider(aiohttp_server: Any) -> TestServer:
+    """The stand-in provider; what it was asked is in `provider.app[EXCHANGES]`."""
+    server: TestServer = await aiohttp_server(standin_app())
+    return server
+
+
+@pytest.fixture
+async def make_bridge(
+    database_url: str, settings: Settings, tmp_path: Path, member: Person
+) -> AsyncIterator[Callable[..., Awaitable[Bridged]]]:
+    """A bridge to a provider, with settings changed as told: `await make_bridge(provider, allow_byok=True)`.
+
+    The provider is the stand-in, or the URL of one that serves messages only.
+    """
+    async with AsyncExitStack() as stack:
+        session = await stack.enter_async_context(aiohttp.ClientSession(auto_decompress=False))
+
+        async def make(provider: TestServer | str, **changes: Any) -> Bridged:
+            if isinstance(provider, str):
+                upstreams: dict[str, Any] = {"anthropic_key": KEY, "anthropic_base_url": provider}
+            else:
+                upstreams = {
+                    "anthropic_key": KEY,
+                    "anthropic_base_url": str(provider.make_url("/anthropic")),
+                    "openai_key": OPENAI_KEY,
+                    "openai_base_url": str(provider.make_url("/openai/v1")),
+                }
+            folders = {"spool_dir": tmp_path / "spool", "request_log_dir": tmp_path / "dumps"}
+            chosen = replace(settings, bridge="on", **(upstreams | folders | changes))
+            url = await stack.enter_async_context(listening(build_app(chosen, database_url=database_url)))
+            return Bridged(url, member.token, database_url, session)
+
+        yield make
+
+
+@pytest.fixture
+async def bridge(make_bridge: Callable[..., Awaitable[Bridged]], provider: TestServer) -> Bridged:
+    """A bridge to the stand-in."""
+    return await make_bridge(provider)
 
 
 def interception(**members: Any) -> dict[str, Any]:

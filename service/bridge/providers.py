@@ -8,7 +8,7 @@ import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import yaml
 from marshmallow import Schema, ValidationError, fields, validate
@@ -80,6 +80,8 @@ class _Entry(Schema):
     key_env = fields.String(validate=validate.Length(min=1))
     allow_byok = fields.Boolean()
 
+    declared: ClassVar = frozenset({"name", "type", "base_url", "key_file", "key_env", "allow_byok"})
+
 
 def _from_file(path: Path, *, allow_byok: bool) -> list[Instance]:
     where = f"the providers' file {path}"
@@ -94,9 +96,10 @@ def _from_file(path: Path, *, allow_byok: bool) -> list[Instance]:
         try:
             told: dict[str, Any] = _Entry().load(entry)
         except ValidationError as problem:
-            # The messages quote no value, but the names of members may be anything.
-            wrong = ", ".join(sorted(map(str, problem.normalized_messages())))
-            message = f"{place} is not valid: look at {wrong if len(wrong) < 200 else 'its members'}"
+            # What is not known may be a key that stands in the wrong place.
+            wrong = sorted(map(str, problem.messages)) if isinstance(problem.messages, dict) else []
+            known = ", ".join(name for name in wrong if name in _Entry.declared) or "its members"
+            message = f"{place} is not valid: look at {known}"
             raise InvalidSettings(message) from None
         instances.append(
             Instance(

@@ -214,16 +214,16 @@ class _File:
 
     def __init__(self, path: Path) -> None:
         self.size = 0
-        for attempt in (1, 2):
-            for folder in reversed(path.parents[:3]):
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            try:
-                self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-                return
-            except FileNotFoundError:
-                # Another process has just removed the folder, which was empty.
-                if attempt == 2:
-                    raise
+        try:
+            self._descriptor = self._opened(path)
+        except FileNotFoundError:
+            # Another process has just removed the folder, which was empty.
+            self._descriptor = self._opened(path)
+
+    def _opened(self, path: Path) -> int:
+        for folder in reversed(path.parents[:3]):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
 
     def append(self, data: bytes) -> None:
         self.size += len(data)
@@ -258,7 +258,7 @@ class _Masker:
 
 
 def file_name(text: str) -> str:
-    """A text as the name of a file: letters, digits, and what cannot lead elsewhere; told apart by a hash where it had more."""
+    """A text as the name of a file: letters, digits, and what cannot lead elsewhere; a hash stands for what it lost."""
     plain = re.sub(r"[^A-Za-z0-9._-]", "_", text[:_LONGEST_NAME])
     if plain == text and not plain.startswith("."):
         return plain

@@ -87,7 +87,7 @@ class Log:
         self.waiting = 0
         self.oldest_at: float | None = None
         self.last_at = 0.0
-        self._lock = lock
+        self._lock: int | None = lock
         self._descriptor: int | None = None
         self._rotated: list[int] = []
         self._synced = self._failed = 0
@@ -138,11 +138,6 @@ class Log:
                     os.close(descriptor)
             self._synced = upto
 
-    @property
-    def synced(self) -> bool:
-        """Whether everything has been."""
-        return self._synced >= self.end or self._descriptor is None
-
     def read(self, *, most: int, most_bytes: int) -> tuple[list[Record], int]:
         """The next records that are not consumed, without those that only this module needs, and the position behind them.
 
@@ -191,7 +186,7 @@ class Log:
         for descriptor in (*self._rotated, self._descriptor, self._lock):
             if descriptor is not None:
                 os.close(descriptor)
-        self._rotated, self._descriptor = [], None
+        self._rotated, self._descriptor, self._lock = [], None, None
 
     def _found(self) -> list[_Segment]:
         paths = sorted(path for path in self.folder.glob("*.log") if path.stem.isdigit())

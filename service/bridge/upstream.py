@@ -122,7 +122,7 @@ def _is_sendable(value: str) -> bool:
     return True
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Call:
     """One request to a provider."""
 
@@ -156,7 +156,8 @@ class Answer:
 class Breaker:
     """Leaves alone what has failed so many times in a row: for so many seconds, and until one request of it is answered.
 
-    Counted for each instance, endpoint and model; the longest unused of too many are forgotten. With `failures` 0 it does nothing.
+    Counted for each instance, endpoint and model; of too many, the longest unused are forgotten. With `failures` 0 it does
+    nothing.
     """
 
     def __init__(
@@ -242,7 +243,7 @@ class Upstream:
         self._retries = settings.upstream_retries
         self._sleep = sleep
         self._jitter = jitter
-        self._session = aiohttp.ClientSession(
+        self._session = aiohttp.ClientSession(  # noqa: TID251  # the bridge's calls are those that the service makes
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_SECONDS),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(
@@ -286,7 +287,7 @@ class Upstream:
                     raise errors.ProviderUnavailable(
                         "It took too long." if late else "It could not be reached, or closed the connection."
                     ) from problem
-                wait: float | None = self._backoff(attempt)
+                wait = self._backoff(attempt)
             except BaseException:
                 if exchange:
                     exchange.close()
@@ -295,9 +296,10 @@ class Upstream:
                 answer = Answer(response, exchange, attempt)
                 try:
                     self.breaker.note(call, response.status)
-                    wait = self._wait(response, attempt)
-                    if wait is None or self.breaker.is_open(call):
+                    patience = self._wait(response, attempt)
+                    if patience is None or self.breaker.is_open(call):
                         return answer
+                    wait = patience
                     await _discard(answer)
                 except BaseException:
                     answer.close()
