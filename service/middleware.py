@@ -15,7 +15,7 @@ from aiohttp import web
 from service import errors
 from service.answers import envelope, json_answer, json_text
 from service.auth import presented_token
-from service.bridge.relay import bridge_token
+from service.bridge.callers import bridge_token
 from service.context import (
     ADDRESS,
     AUTHENTICATOR,

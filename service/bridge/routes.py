@@ -40,5 +40,5 @@ def doors(instances: Iterable[Instance]) -> Iterator[Door]:
             handler = functools.partial(relay.serve_recorded, instance=instance, protocol=protocol)
             yield Door("POST", below + protocol.path, handler, protocol.error)
         for path in _PASSED[instance.type]:
-            passed = functools.partial(relay.serve_through, instance=instance, path=path, label=path)
+            passed = functools.partial(relay.serve_through, instance=instance, path=path)
             yield Door("*", below + path.replace("{tail}", "{tail:.+}"), passed, spoken[0].error)

@@ -122,7 +122,7 @@ def _is_sendable(value: str) -> bool:
     return True
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Call:
     """One request to a provider."""
 

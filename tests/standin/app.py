@@ -11,7 +11,7 @@ import random
 import socket
 import struct
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -213,7 +213,7 @@ def _parts(shape: Shape, plan: Plan, body: dict[str, Any], wishes: Wishes) -> tu
     events = [dict(event) for event in shape.events(plan, body)]
     hidden = len(events) - 1 if not shape.named and events[-1]["choices"] == [] else None
     if "error" in wishes:
-        events, hidden = [*events[: len(events) // 2], shape.failure(plan, body)], None
+        events, hidden = [*events[: _middle(events, hidden)], shape.failure(plan, body)], None
     if shape is RESPONSES:
         events = [event | {"sequence_number": number} for number, event in enumerate(events)]
     texts = [json.dumps(event, ensure_ascii=False) for event in events]
@@ -232,9 +232,14 @@ def _parts(shape: Shape, plan: Plan, body: dict[str, Any], wishes: Wishes) -> tu
     end = "\r\n" if "crlf" in wishes else "\r" if "cr" in wishes else "\n"
     encoded = [part.replace("\n", end).encode() for part in parts]
     if "half" in wishes:
-        middle = len(encoded) // 2
+        middle = _middle(encoded, hidden)
         encoded, hidden = [*encoded[:middle], encoded[middle][: len(encoded[middle]) // 2]], None
     return encoded, hidden
+
+
+def _middle(parts: Sequence[object], hidden: int | None) -> int:
+    """Where half of a body is over: the same place, whether the usage was asked for or not."""
+    return (len(parts) - (hidden is not None)) // 2
 
 
 async def _write(
@@ -257,15 +262,17 @@ async def _write(
     shown = b"".join(part for number, part in enumerate(parts) if number != hidden)
     exchange.sha256_without_usage = hashlib.sha256(shown).hexdigest()
     await response.prepare(request)
+    middle = _middle(parts, hidden)
     if "split" in wishes:
         parts = list(_split(whole, wishes.number("split", 0)))
+        middle = len(parts) // 2
     for number, part in enumerate(parts):
-        if "broken" in wishes and number >= len(parts) // 2:
+        if "broken" in wishes and number >= middle:
             await response.write(part[: len(part) // 2])
             await asyncio.sleep(0.05)  # or else the reset overtakes what was written
             _reset(request)
             return response
-        if "silent" in wishes and number == len(parts) // 2:
+        if "silent" in wishes and number == middle:
             await asyncio.sleep(wishes.number("silent", 11_000) / 1_000)
         if "slow" in wishes:
             await asyncio.sleep(wishes.number("slow", 20) / 1_000)
