@@ -42,6 +42,8 @@ POISON = {
     "jit": "on",
     "plan_cache_mode": "force_custom_plan",
     "statement_timeout": "12345s",
+    "lock_timeout": "12345s",
+    "idle_in_transaction_session_timeout": "12345s",
 }
 
 
@@ -200,12 +202,14 @@ async def test_the_settings_hold_in_every_transaction(
         "jit": "off",
         "plan_cache_mode": "force_generic_plan",
         "statement_timeout": "30s",
+        "lock_timeout": "10s",
+        "idle_in_transaction_session_timeout": "1min",
     }
     assert await ask(pooled_url, pgbouncer=True) == [expected] * 3
     assert await ask(database_url) == [expected] * 3
     # This is what the test is worth: what pgbouncer does not look after is lost without.
     monkeypatch.setattr(db, "_set_locally", lambda _: "SELECT")
-    lost = {name: POISON[name] for name in ("jit", "plan_cache_mode", "statement_timeout")}
+    lost = {name: POISON[name] for name in POISON.keys() - {"TimeZone", "DateStyle"}}
     assert await ask(pooled_url, pgbouncer=True) == [expected | lost] * 3
 
 
