@@ -11,7 +11,8 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar, cast
+from time import perf_counter
+from typing import Any, Protocol, TypeVar, cast
 from urllib.parse import parse_qs, urlsplit, urlunsplit
 
 import asyncpg
@@ -97,6 +98,16 @@ class _Answered:
         return text
 
 
+class Observer(Protocol):
+    """Who is told what took how long, in seconds."""
+
+    def ran(self, statement: str, seconds: float) -> None:
+        """A statement, well or not."""
+
+    def waited(self, seconds: float) -> None:
+        """For a turn at the pool, in vain or not."""
+
+
 class Connection:
     """One connection for the length of a unit of work. The verbs name a statement (`noun/statement`) and its values.
 
@@ -112,16 +123,18 @@ class Connection:
         hints: dict[str, Any],
         *,
         most: int | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self._raw = raw
         self._statements = statements
+        self._observer = observer
         self.hints = hints
         self._most = most
 
     async def rows(self, statement: str, **values: object) -> list[asyncpg.Record]:
         """All rows of a statement whose result is `many`."""
         text, arguments = self._statements[statement].bind(values)
-        return await self._fetch(text, arguments)
+        return await self._fetch(statement, text, arguments)
 
     async def rows_beside(self, one: Asked, many: Asked) -> list[asyncpg.Record]:
         """Two statements as one, hence of one snapshot: the rows of `many`, each beside the one row of `one`.
@@ -130,18 +143,18 @@ class Connection:
         """
         (name, values), (more, more_values) = one, many
         text, arguments = self._statements[name].beside(values, self._statements[more], more_values)
-        return await self._fetch(text, arguments)
+        return await self._fetch(f"{name} + {more}", text, arguments)
 
-    async def _fetch(self, text: str, arguments: Sequence[object]) -> list[asyncpg.Record]:
+    async def _fetch(self, name: str, text: str, arguments: Sequence[object]) -> list[asyncpg.Record]:
         answered: _Answered = cast("Any", self._raw).answered
         answered.begin(self._most)
-        with _translated():
+        with self._timed(name), _translated():
             return await self._raw.fetch(text, *arguments)
 
     async def row(self, statement: str, **values: object) -> asyncpg.Record | None:
         """The row of a statement whose result is `one` or `maybe`; None where there is none."""
         text, arguments = self._statements[statement].bind(values)
-        with _translated():
+        with self._timed(statement), _translated():
             return await self._raw.fetchrow(text, *arguments)
 
     async def value(self, statement: str, **values: object) -> Any:
@@ -152,8 +165,17 @@ class Connection:
     async def run(self, statement: str, **values: object) -> None:
         """Run a statement whose result is `none`."""
         text, arguments = self._statements[statement].bind(values)
-        with _translated():
+        with self._timed(statement), _translated():
             await self._raw.execute(text, *arguments)
+
+    @contextmanager
+    def _timed(self, statement: str) -> Iterator[None]:
+        began = perf_counter()
+        try:
+            yield
+        finally:
+            if self._observer:
+                self._observer.ran(statement, perf_counter() - began)
 
 
 class _Source:
@@ -163,10 +185,17 @@ class _Source:
     """
 
     def __init__(
-        self, pool: asyncpg.Pool[Any], *, most_waiting: int, patience: float, each_transaction: str | None
+        self,
+        pool: asyncpg.Pool[Any],
+        *,
+        most_waiting: int,
+        patience: float,
+        each_transaction: str | None,
+        observer: Observer | None = None,
     ) -> None:
         self.pool = pool
         self.each_transaction = each_transaction
+        self._observer = observer
         self._free = asyncio.Semaphore(pool.get_max_size())
         self._most_waiting = most_waiting
         self._waiting = 0
@@ -193,6 +222,7 @@ class _Source:
         if self._free.locked() and self._waiting >= self._most_waiting:
             raise errors.Overloaded(retry_after=1)
         self._waiting += 1
+        began = perf_counter()
         try:
             async with asyncio.timeout(self._patience):
                 await self._free.acquire()
@@ -200,6 +230,8 @@ class _Source:
             raise errors.Overloaded(retry_after=1) from problem
         finally:
             self._waiting -= 1
+            if self._observer:
+                self._observer.waited(perf_counter() - began)
 
     async def close(self) -> None:
         """Close every connection; those in use are waited for, a few seconds long."""
@@ -215,11 +247,19 @@ class Database:
     rolled_up = False
 
     def __init__(
-        self, shared: _Source, reserve: _Source, statements: Mapping[str, Statement], *, writable: bool, max_page: int
+        self,
+        shared: _Source,
+        reserve: _Source,
+        statements: Mapping[str, Statement],
+        *,
+        writable: bool,
+        max_page: int,
+        observer: Observer | None = None,
     ) -> None:
         self._shared = shared
         self._reserve = reserve
         self._statements = statements
+        self._observer = observer
         self._hints: dict[str, Any] = {}
         self.writable = writable
         self._max_page = max_page
@@ -305,7 +345,7 @@ class Database:
                 yield connection
             return
         async with source.connection() as raw:
-            yield Connection(raw, self._statements, self._hints, most=most)
+            yield self._unit(raw, most=most)
 
     @asynccontextmanager
     async def _transaction(
@@ -318,7 +358,7 @@ class Database:
                     await transaction.start()
                     if source.each_transaction:
                         await raw.execute(source.each_transaction)
-                yield Connection(raw, self._statements, self._hints, most=most)
+                yield self._unit(raw, most=most)
                 with _translated():
                     await transaction.commit()
             except BaseException as problem:
@@ -328,6 +368,9 @@ class Database:
                 else:
                     await _roll_back(raw, transaction)
                 raise
+
+    def _unit(self, raw: asyncpg.pool.PoolConnectionProxy[Any], *, most: int | None = None) -> Connection:
+        return Connection(raw, self._statements, self._hints, most=most, observer=self._observer)
 
     async def close(self) -> None:
         """Close every connection; those in use are waited for, a few seconds long."""
@@ -356,9 +399,11 @@ _PROBE_SECONDS = 3.0
 _MOST_PROBES = 20
 
 
-async def connect(settings: Settings, url: str, statements: Mapping[str, Statement]) -> Database:
+async def connect(
+    settings: Settings, url: str, statements: Mapping[str, Statement], *, observer: Observer | None = None
+) -> Database:
     """A pool on `url`; raises DatabaseUnavailable where the server cannot be reached."""
-    database = await connect_later(settings, url, statements)
+    database = await connect_later(settings, url, statements, observer=observer)
     try:
         async with database.connection() as connection:
             database.rolled_up = bool(await connection.value("schema/find_rollups"))
@@ -368,7 +413,9 @@ async def connect(settings: Settings, url: str, statements: Mapping[str, Stateme
     return database
 
 
-async def connect_later(settings: Settings, url: str, statements: Mapping[str, Statement]) -> Database:
+async def connect_later(
+    settings: Settings, url: str, statements: Mapping[str, Statement], *, observer: Observer | None = None
+) -> Database:
     """A pool on `url`, which connects when it is asked for the first connection: the server may be away."""
     hosts = _Hosts(url, patience=settings.pool_timeout)
     shared = await _source(
@@ -378,6 +425,7 @@ async def connect_later(settings: Settings, url: str, statements: Mapping[str, S
         patience=settings.pool_timeout,
         statement_seconds=settings.statement_timeout,
         settings=settings,
+        observer=observer,
     )
     reserve = await _source(
         hosts,
@@ -387,11 +435,25 @@ async def connect_later(settings: Settings, url: str, statements: Mapping[str, S
         statement_seconds=min(_PROBE_SECONDS, settings.statement_timeout),
         settings=settings,
     )
-    return Database(shared, reserve, statements, writable=settings.schema == "own", max_page=settings.max_page)
+    return Database(
+        shared,
+        reserve,
+        statements,
+        writable=settings.schema == "own",
+        max_page=settings.max_page,
+        observer=observer,
+    )
 
 
 async def _source(
-    hosts: _Hosts, *, size: int, most_waiting: int, patience: float, statement_seconds: float, settings: Settings
+    hosts: _Hosts,
+    *,
+    size: int,
+    most_waiting: int,
+    patience: float,
+    statement_seconds: float,
+    settings: Settings,
+    observer: Observer | None = None,
 ) -> _Source:
     session = SESSION | {
         "statement_timeout": _milliseconds(statement_seconds),
@@ -414,7 +476,9 @@ async def _source(
         server_settings={name: session[name] for name in _TRACKED} if pooled else session,
     )
     each_transaction = _set_locally(session) if pooled else None
-    return _Source(pool, most_waiting=most_waiting, patience=patience, each_transaction=each_transaction)
+    return _Source(
+        pool, most_waiting=most_waiting, patience=patience, each_transaction=each_transaction, observer=observer
+    )
 
 
 def _set_locally(session: Mapping[str, str]) -> str:

@@ -20,6 +20,7 @@ from marshmallow import ValidationError
 from marshmallow.validate import Length, OneOf, Range
 
 MIB = 1024 * 1024
+MOST_WORKERS = 64
 # Requests a second: one in a quarter of an hour, and more than a process can answer.
 _SLOWEST = 0.001
 _FASTEST = 1_000_000.0
@@ -55,6 +56,8 @@ class Settings:
     data_dir: Path
     host: str
     port: int
+    workers: int
+    startup_timeout: float
     schema: Literal["own", "foreign"]
     migrate: bool
     upkeep: bool
@@ -80,6 +83,7 @@ class Settings:
     max_held: int
     drain_seconds: float
     shutdown_timeout: float
+    tracing: Literal["off", "otlp"]
     log_format: Literal["auto", "json", "console"]
     log_level: str
 
@@ -102,6 +106,8 @@ def read() -> Settings:
                 data_dir=_data_dir(env),
                 host=env.str("HOST", "127.0.0.1", validate=Length(min=1)),
                 port=env.int("PORT", 8080, validate=Range(0, 65535)),
+                workers=env.int("WORKERS", 1, validate=Range(1, MOST_WORKERS)),
+                startup_timeout=env.float("STARTUP_TIMEOUT", 30.0, validate=Range(min=0)),
                 schema=cast("Literal['own', 'foreign']", _choice(env, "SCHEMA", "own", "foreign")),
                 migrate=env.bool("MIGRATE", False),
                 upkeep=env.bool("UPKEEP", True),
@@ -127,6 +133,7 @@ def read() -> Settings:
                 max_held=env.int("MAX_HELD", 128 * MIB, validate=Range(min=1024)),
                 drain_seconds=env.float("DRAIN_SECONDS", 1.0, validate=Range(min=0)),
                 shutdown_timeout=env.float("SHUTDOWN_TIMEOUT", 30.0, validate=Range(min=0)),
+                tracing=cast("Literal['off', 'otlp']", _choice(env, "TRACING", "off", "otlp")),
                 log_format=cast(
                     "Literal['auto', 'json', 'console']", _choice(env, "LOG_FORMAT", "auto", "json", "console")
                 ),

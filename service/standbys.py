@@ -43,7 +43,13 @@ class Standbys:
     """The standbys of `read_database_url`, and the primary for what they do not answer. One per process."""
 
     def __init__(
-        self, settings: Settings, primary: Database, statements: Mapping[str, Statement], *, metrics: Metrics
+        self,
+        settings: Settings,
+        primary: Database,
+        statements: Mapping[str, Statement],
+        *,
+        metrics: Metrics,
+        observer: db.Observer | None = None,
     ) -> None:
         self._primary = primary
         self._metrics = metrics
@@ -51,7 +57,7 @@ class Standbys:
         self._turn = 0
 
         def opened(url: str) -> Callable[[], Awaitable[Database]]:
-            return functools.partial(_open, settings, url, statements, rolled_up=primary.rolled_up)
+            return functools.partial(_open, settings, url, statements, rolled_up=primary.rolled_up, observer=observer)
 
         self._standbys = [
             Standby(name, opened(url), max_lag=settings.max_replication_lag, metrics=metrics)
@@ -199,8 +205,15 @@ class Standby:
         self._metrics.standby_lag_bytes.labels(self.name).set(size)
 
 
-async def _open(settings: Settings, url: str, statements: Mapping[str, Statement], *, rolled_up: bool) -> Database:
-    database = await db.connect_later(settings, url, statements)
+async def _open(
+    settings: Settings,
+    url: str,
+    statements: Mapping[str, Statement],
+    *,
+    rolled_up: bool,
+    observer: db.Observer | None,
+) -> Database:
+    database = await db.connect_later(settings, url, statements, observer=observer)
     database.rolled_up = rolled_up
     return database
 

@@ -15,6 +15,7 @@ import psycopg
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient
+from served import Service
 
 from service import db, migrations, statements
 from service.app import build_app
@@ -38,6 +39,8 @@ _SETTINGS = Settings(
     data_dir=Path("unused"),
     host="127.0.0.1",
     port=0,
+    workers=1,
+    startup_timeout=0.0,
     schema="own",
     migrate=False,
     # What a test does to the database, on this thread, must not wait for a sealing that waits for this thread.
@@ -64,6 +67,7 @@ _SETTINGS = Settings(
     max_held=128 * 1024 * 1024,
     drain_seconds=0.0,
     shutdown_timeout=5.0,
+    tracing="off",
     log_format="json",
     log_level="error",
 )
@@ -229,3 +233,18 @@ def record(client: Client, owner: Person) -> Callable[..., Awaitable[dict[str, A
         return body
 
     return post
+
+
+@pytest.fixture
+def start_service(tmp_path: Path, database_url: str) -> Iterator[Callable[..., Service]]:
+    """Start `bridgelog serve` on this test's database: `start_service("--workers", "3", BRIDGELOG_DRAIN_SECONDS="0")`."""
+    started: list[Service] = []
+
+    def start(*arguments: str, **changes: str) -> Service:
+        given = {"BRIDGELOG_DATABASE_URL": database_url, "BRIDGELOG_DRAIN_SECONDS": "0"} | changes
+        started.append(Service(tmp_path / f"service-{len(started)}", *arguments, **given))
+        return started[-1]
+
+    yield start
+    for service in started:
+        service.stop()

@@ -160,7 +160,9 @@ def test_users_and_tokens(shell: Shell, sql: Sql) -> None:
 
 
 def test_migrate_and_serve_on_a_schema_that_is_behind(empty_database_url: str, serve: Callable[..., Served]) -> None:
-    shell = Shell(environment(BRIDGELOG_DATABASE_URL=empty_database_url, BRIDGELOG_PORT="0"))
+    shell = Shell(
+        environment(BRIDGELOG_DATABASE_URL=empty_database_url, BRIDGELOG_PORT="0", BRIDGELOG_STARTUP_TIMEOUT="0")
+    )
     assert "pending 0001.create-users" in shell.run("migrate", "--check", code=1).stdout
     assert "run bridgelog migrate" in shell.run("serve", code=1).stderr
     assert "lacks tables" in shell.run("users", "list", code=1).stderr

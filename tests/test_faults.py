@@ -45,7 +45,7 @@ async def start(database_url: str, settings: Settings) -> AsyncIterator[Start]:
             port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
             app = build_app(changed, database_url=url)
             serving = server.serve(
-                app, host="127.0.0.1", port=0, drain_seconds=0, shutdown_timeout=5, ready=port.set_result
+                app, sockets=server.bind("127.0.0.1", 0), drain_seconds=0, shutdown_timeout=5, ready=port.set_result
             )
             task = asyncio.create_task(serving)
 

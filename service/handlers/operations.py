@@ -37,4 +37,4 @@ async def readyz(request: web.Request) -> web.Response:
 async def metrics(request: web.Request) -> web.Response:
     """The metrics in Prometheus's text format."""
     headers = {"Content-Type": _METRICS_TYPE, "Cache-Control": "no-store"}
-    return web.Response(body=request.app[METRICS].expose(), headers=headers)
+    return web.Response(body=await request.app[METRICS].expose(), headers=headers)
