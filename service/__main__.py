@@ -292,8 +292,7 @@ def erase_user(username: str, *, yes: bool) -> None:
         if not yes:
             question = f"Erase {logs.visible(username)} ({found})? What is removed cannot be brought back."
             click.confirm(question, abort=True, err=True)
-        at_length = replace(settings, statement_timeout=_DAY_SECONDS)
-        removed = _run(_with(at_length, url, lambda database: erase(database, found)))
+        removed = _run(_with(settings, url, lambda database: erase(database, found)))
     for kind in ("tokens", *erasure_store.KINDS):
         click.echo(f"{kind}\t{removed[kind]}")
 
@@ -394,13 +393,14 @@ def run_retention(*, dry_run: bool) -> None:
             click.echo("nothing to remove")
         return
     with click.progressbar(length=0, label="removing", file=sys.stderr) as bar:
-        removed = _at_length(
+        removed = _in_batches(
             lambda database: retention.remove(
                 database,
                 limits,
                 patient=True,
                 progress=lambda some: bar.update(some.deleted["interceptions"] + some.emptied.total()),
-            )
+            ),
+            settings,
         )
     for what, counted in (("deleted", removed.deleted), ("removed the content of", removed.emptied)):
         for kind, number in counted.items():
@@ -583,10 +583,15 @@ def _in_transaction(work: Callable[[db.Connection], Awaitable[T]]) -> T:
 def _at_length(work: Callable[[db.Database], Awaitable[T]]) -> T:
     """Do what reads everything, and may take its time."""
     settings = _settings()
+    return _in_batches(work, replace(settings, statement_timeout=_DAY_SECONDS, lock_timeout=_DAY_SECONDS))
+
+
+def _in_batches(work: Callable[[db.Database], Awaitable[T]], settings: configuration.Settings) -> T:
+    """Do what keeps to the time-outs that are set, batch by batch."""
     if settings.schema == "foreign":
         raise click.ClickException("BRIDGELOG_SCHEMA=foreign: a database of another system has no rollups")
     with _current_database(settings) as (url, _), _told():
-        return _run(_with(replace(settings, statement_timeout=_DAY_SECONDS, lock_timeout=_DAY_SECONDS), url, work))
+        return _run(_with(settings, url, work))
 
 
 async def _first_owner(database: db.Database) -> str | None:

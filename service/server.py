@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import signal
 import socket
-import uuid
 from collections.abc import Callable, Sequence
 
 import structlog
@@ -178,7 +177,7 @@ def _bare(refusal: errors.Refusal) -> web.Response:
         body=answers.dump(answers.envelope(refusal)),
         status=refusal.status,
         content_type=answers.JSON,
-        headers={"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "X-Request-Id": uuid.uuid4().hex},
+        headers=answers.bare_headers(),
     )
     answer.force_close()
     return answer

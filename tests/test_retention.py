@@ -22,7 +22,7 @@ from recorder import Recorder, count, running, thought, tool_usage, user_prompt,
 from rows import Sql, put
 
 from service import db, errors, retention, settings, statements, upkeep
-from service.db import Database
+from service.db import Connection, Database
 from service.instants import parse as instant
 from service.retention import Limits
 from service.settings import Settings
@@ -320,13 +320,26 @@ async def test_late_content_is_stored_and_removed_by_the_next_run(
 # -- one process at a time -------------------------------------------------------------------------------------------
 
 
-async def test_while_another_process_removes_nothing_is_done(database: Database, database_url: str, sql: Sql) -> None:
+async def test_while_another_process_removes_nothing_is_done(
+    database: Database, database_url: str, sql: Sql, monkeypatch: pytest.MonkeyPatch
+) -> None:
     put(sql, "interceptions", {"started_at": str(NOON - HOUR)})
     with psycopg.connect(database_url, autocommit=True) as other:
         other.execute("SELECT pg_advisory_lock(4770321905514830)")
         assert (await retention.remove(database, limits(rows=NOON), patient=False)).deleted == {}
+        asked, thrice = 0, asyncio.Event()
+        try_take = retention_store.try_take
+
+        async def ask(connection: Connection) -> bool:
+            nonlocal asked
+            asked += 1
+            if asked == 3:
+                thrice.set()
+            return await try_take(connection)
+
+        monkeypatch.setattr(retention_store, "try_take", ask)
         patient = asyncio.create_task(retention.remove(database, limits(rows=NOON), patient=True))
-        await asyncio.wait([patient], timeout=0.5)
+        await thrice.wait()
         assert not patient.done()
         assert count(sql, "interceptions") == 1
         other.execute("SELECT pg_advisory_unlock(4770321905514830)")
