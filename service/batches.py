@@ -21,7 +21,7 @@ class Pace:
 
     @asynccontextmanager
     async def batch(self) -> AsyncIterator[int]:
-        """One batch, of so many records. One over its time is given up, and is to be done again; of one record, it raises."""
+        """One batch, of so many records. One over its time is to be done again; of one record, it raises."""
         begun = time.monotonic()
         try:
             yield self.most

@@ -21,7 +21,7 @@ from conftest import MakeClient, Person, interception
 from recorder import Recorder, count, running, thought, tool_usage, user_prompt, whole, without
 from rows import Sql, put
 
-from service import db, errors, retention, settings, statements, upkeep
+from service import batches, db, errors, retention, settings, statements, upkeep
 from service.db import Connection, Database
 from service.instants import parse as instant
 from service.retention import Limits
@@ -42,7 +42,7 @@ def recorder(client: Any, owner: Person) -> Recorder:
 
 @pytest.fixture(autouse=True)
 def without_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retention, "_LEAST_PAUSE", 0.0)
+    monkeypatch.setattr(batches, "_LEAST_REST", 0.0)
 
 
 def limits(*, rows: datetime | None = None, content: datetime | None = None) -> Limits:
@@ -138,7 +138,7 @@ async def test_no_limit_removes_nothing(database: Database, recorder: Recorder, 
 async def test_what_started_before_goes_with_all_that_it_owns(
     database: Database, recorder: Recorder, sql: Sql, monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
-    monkeypatch.setattr(retention, "_MOST", most)
+    monkeypatch.setattr(batches, "_MOST", most)
     after = {"ended_at": "2026-03-01T13:30:00Z"}
     kept = [
         whole(started_at="2026-03-01T12:00:00Z", **after),
@@ -227,7 +227,7 @@ async def test_a_batch_that_takes_too_long_is_made_smaller(
 async def test_content_goes_and_rows_stay(
     database: Database, recorder: Recorder, sql: Sql, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retention, "_MOST", 1)
+    monkeypatch.setattr(batches, "_MOST", 1)
     old = whole(user_prompts=[user_prompt(metadata={"m": 1}), user_prompt(prompt="")])
     at_limit = whole(
         **{
