@@ -95,7 +95,7 @@ def serve(*, migrate: bool, count: int | None) -> None:
     with _current_database(settings) as (url, embedded), _told():
         if settings.tracing != "off":
             tracing.check()
-        _wait(settings, url)
+        _wait(settings, url, settings.session_url(url) or url)
         if settings.schema == "own" and settings.database_url:
             if settings.migrate:
                 migrations.apply(_session_url(settings, url))
@@ -180,13 +180,15 @@ def migrate(*, check: bool) -> None:
     if settings.schema == "foreign":
         raise click.ClickException("BRIDGELOG_SCHEMA=foreign: the schema belongs to another system")
     with _database(settings) as (url, _), _told():
-        _wait(settings, url)
+        # What only asks may go through a pooler, where there is nothing else.
+        way = (settings.session_url(url) or url) if check else _session_url(settings, url)
+        _wait(settings, way)
         if not check:
-            for name in migrations.apply(_session_url(settings, url)):
+            for name in migrations.apply(way):
                 click.echo(f"applied {name}")
             click.echo("the schema is current")
             return
-        missing = migrations.pending(url)
+        missing = migrations.pending(way)
     for name in missing:
         click.echo(f"pending {name}")
     if missing:
@@ -511,10 +513,10 @@ def _session_url(settings: Settings, url: str) -> str:
     return found
 
 
-def _wait(settings: Settings, url: str) -> None:
-    """Until the database can be reached, by each way that there is to it."""
+def _wait(settings: Settings, *ways: str) -> None:
+    """Until the database can be reached, by each of these ways to it."""
     if settings.database_url:
-        for way in dict.fromkeys((url, settings.direct_database_url or url)):
+        for way in dict.fromkeys(ways):
             startup.wait_for_database(settings, way)
 
 

@@ -11,9 +11,10 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from time import perf_counter
 from typing import Any, Protocol, TypeVar, cast
-from urllib.parse import parse_qs, urlsplit, urlunsplit
+from urllib.parse import parse_qs, parse_qsl, urlencode, urlsplit, urlunsplit
 
 import asyncpg
 import structlog
@@ -280,11 +281,26 @@ class Database:
         async with self._separately(self._shared, most=self._max_page) as connection:
             yield connection
 
-    @asynccontextmanager
-    async def reserved(self) -> AsyncIterator[Connection]:
-        """A connection beside the pool, for the question whether the database answers: however busy the pool is."""
-        async with self._separately(self._reserve) as connection:
-            yield connection
+    async def probe(self, work: Callable[[Connection], Awaitable[T]]) -> T:
+        """Ask the server something small, beside the pool: being busy is not being away.
+
+        Raises DatabaseUnavailable where connecting and `work` together take longer than 3 seconds.
+        """
+
+        async def ask() -> T:
+            async with self._separately(self._reserve) as connection:
+                return await work(connection)
+
+        # Not by asyncio.timeout, which would wait until the question is taken back, too.
+        asking = asyncio.create_task(ask())
+        asking.add_done_callback(lambda asked: asked.cancelled() or asked.exception())
+        try:
+            done, _ = await asyncio.wait({asking}, timeout=_PROBE_SECONDS)
+            if not done:
+                raise errors.DatabaseUnavailable(retry_after=2)
+            return asking.result()
+        finally:
+            asking.cancel()
 
     @asynccontextmanager
     async def snapshot(self) -> AsyncIterator[Connection]:
@@ -417,9 +433,10 @@ async def connect_later(
     settings: Settings, url: str, statements: Mapping[str, Statement], *, observer: Observer | None = None
 ) -> Database:
     """A pool on `url`, which connects when it is asked for the first connection: the server may be away."""
-    hosts = _Hosts(url, patience=settings.pool_timeout)
+    hosts = _Hosts(url)
     shared = await _source(
         hosts,
+        host_seconds=settings.pool_timeout,
         size=settings.pool_size,
         most_waiting=settings.max_waiting,
         patience=settings.pool_timeout,
@@ -429,6 +446,8 @@ async def connect_later(
     )
     reserve = await _source(
         hosts,
+        # Lest the first one, which is gone, takes all the time that a probe has.
+        host_seconds=min(_PROBE_SECONDS / len(hosts), settings.pool_timeout),
         size=1,
         most_waiting=_MOST_PROBES,
         patience=min(_PROBE_SECONDS, settings.pool_timeout),
@@ -448,6 +467,7 @@ async def connect_later(
 async def _source(
     hosts: _Hosts,
     *,
+    host_seconds: float,
     size: int,
     most_waiting: int,
     patience: float,
@@ -464,7 +484,7 @@ async def _source(
     pooled = settings.pgbouncer
     pool: asyncpg.Pool[Any] = await asyncpg.create_pool(
         hosts.url,
-        connect=cast("Any", hosts.connect),
+        connect=cast("Any", partial(hosts.connect, patience=host_seconds)),
         min_size=0,
         max_size=size,
         init=cast("Any", _prepare),
@@ -490,36 +510,62 @@ def _milliseconds(seconds: float) -> str:
     return str(max(1, int(seconds * 1000)))
 
 
+def each_host(url: str) -> list[tuple[str, str]]:
+    """The hosts of a URL, each by its name and with a URL of its own, which asks for no kind of server.
+
+    A URL that names none is returned as it is: the driver knows where to look.
+    """
+    parts = urlsplit(url)
+    query = {name: value for name, value in parse_qsl(parts.query) if name != "target_session_attrs"}
+    user, at, places = parts.netloc.rpartition("@")
+    if places:
+        return [
+            (place, urlunsplit(parts._replace(netloc=f"{user}{at}{place}", query=urlencode(query))))
+            for place in places.split(",")
+        ]
+    if "host" not in query:
+        return [("", url)]
+    hosts, ports = query["host"].split(","), query.get("port", "5432").split(",")
+    if len(ports) == 1:
+        ports *= len(hosts)
+    return [
+        (f"{host}:{port}", urlunsplit(parts._replace(query=urlencode(query | {"host": host, "port": port}))))
+        for host, port in zip(hosts, ports, strict=False)
+    ]
+
+
 class _Hosts:
     """Where the database may be: the hosts of a URL, `postgresql://…@one:5432,two:5432/…`, are tried one by one.
 
-    Each has `patience` seconds of its own, since a host that is gone does not answer at all; and the one that was good
-    last is tried first.
+    The one that was good last is tried first.
     """
 
-    def __init__(self, url: str, *, patience: float) -> None:
-        parts = urlsplit(url)
-        account, at, hosts = parts.netloc.rpartition("@")
+    def __init__(self, url: str) -> None:
+        hosts = each_host(url)
         self.url = url
-        self._patience = patience
-        self._urls = [urlunsplit(parts._replace(netloc=f"{account}{at}{host}")) for host in hosts.split(",")]
+        self._urls = [one for _, one in hosts] if len(hosts) > 1 else [url]
         # Of several the one that takes writes is meant, unless the URL says otherwise.
-        self._wanted = parse_qs(parts.query).get("target_session_attrs", ["primary" if "," in hosts else "any"])[0]
+        asked = parse_qs(urlsplit(url).query).get("target_session_attrs", ["primary" if len(hosts) > 1 else "any"])
+        self._wanted = asked[-1]
 
-    async def connect(self, _: str, **options: Any) -> asyncpg.Connection[Any]:
-        """Connect to the first host that is what is wanted; raises what the last one did."""
-        # Each host alone would take what it is for a preference that nobody meets.
-        wishes = ["standby", "any"] if self._wanted == "prefer-standby" else [self._wanted]
-        tries = [(url, wish) for wish in wishes for url in self._urls]
-        last = tries.pop()
-        for url, wish in tries:
+    def __len__(self) -> int:
+        return len(self._urls)
+
+    async def connect(self, _: str, *, patience: float, **options: Any) -> asyncpg.Connection[Any]:
+        """Connect to the first host that is what is wanted; raises what the last one did.
+
+        Each has `patience` seconds of its own, since a host that is gone does not answer at all.
+        """
+        options["timeout"] = patience
+        *others, last = self._urls
+        for url in others:
             with suppress(*_GONE):
-                return await self._connect(url, wish, options)
-        return await self._connect(*last, options)
+                return await self._connect(url, options)
+        return await self._connect(last, options)
 
-    async def _connect(self, url: str, wish: str, options: dict[str, Any]) -> asyncpg.Connection[Any]:
+    async def _connect(self, url: str, options: dict[str, Any]) -> asyncpg.Connection[Any]:
         found: asyncpg.Connection[Any] = await asyncpg.connect(
-            url, timeout=self._patience, target_session_attrs=cast("Any", wish), **options
+            url, target_session_attrs=cast("Any", self._wanted), **options
         )
         self._urls.sort(key=lambda other: other != url)
         return found
@@ -533,9 +579,11 @@ async def listen(url: str, channel: str) -> AsyncIterator[Callable[[], Awaitable
     while nobody waits count as one.
     """
     told = asyncio.Event()
-    hosts = _Hosts(url, patience=_LISTENER_CONNECT)
+    hosts = _Hosts(url)
     with _translated(connecting=True):
-        raw = await hosts.connect(url, server_settings={"application_name": "bridgelog listener"})
+        raw = await hosts.connect(
+            url, patience=_LISTENER_CONNECT, server_settings={"application_name": "bridgelog listener"}
+        )
     try:
 
         async def notified() -> None:

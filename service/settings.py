@@ -146,9 +146,13 @@ def read() -> Settings:
 
 
 def _check_together(settings: Settings) -> None:
+    for name, url in (("DATABASE_URL", settings.database_url), ("DIRECT_DATABASE_URL", settings.direct_database_url)):
+        if url and _wanted(url) in {"standby", "prefer-standby", "read-only"}:
+            message = f"BRIDGELOG_{name} names the primary: its target_session_attrs cannot ask for a standby"
+            raise InvalidSettings(message)
     if url := settings.read_database_url:
         query = parse_qs(urlsplit(url).query)
-        if query.get("target_session_attrs") in (["read-write"], ["primary"]):
+        if _wanted(url) in {"read-write", "primary"}:
             message = "BRIDGELOG_READ_DATABASE_URL names standbys: its target_session_attrs cannot ask for a primary"
             raise InvalidSettings(message)
         if not urlsplit(url).netloc.rpartition("@")[2] and "host" not in query:
@@ -172,6 +176,10 @@ def _check_together(settings: Settings) -> None:
             value = "foreign" if name == "SCHEMA" else "set"
             message = f'Environment variable "BRIDGELOG_{name}" can be {value} only where BRIDGELOG_DATABASE_URL is set'
             raise InvalidSettings(message)
+
+
+def _wanted(url: str) -> str | None:
+    return parse_qs(urlsplit(url).query).get("target_session_attrs", [None])[-1]
 
 
 def _choice(env: FileAwareEnv, name: str, default: str, *others: str) -> str:

@@ -39,7 +39,7 @@ def wait_for_schema(settings: Settings, url: str) -> None:
     """Until another process has brought the schema to this version."""
 
     def lacking() -> str | None:
-        missing = migrations.pending(url)
+        missing = migrations.pending(settings.session_url(url) or url)
         if not missing:
             return None
         return f"the database lacks {len(missing)} migrations, {missing[0]} first: run bridgelog migrate"

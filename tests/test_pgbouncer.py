@@ -23,7 +23,7 @@ from conftest import API, NOW, Client, Person, interception
 from recorder import Recorder, count
 from rows import Sql
 
-from service import db, errors, migrations, statements, upkeep
+from service import db, errors, migrations, startup, statements, upkeep
 from service import settings as configuration
 from service.__main__ import main
 from service.app import build_app
@@ -350,6 +350,27 @@ def test_migrations_go_past_it(bouncer: str, empty_database_url: str, monkeypatc
     code, listed = run("users", "list")
     assert (code, "alice" in listed) == (0, True)
     assert run("rollups", "verify") == (0, "the rollups agree with a full count\n")
+
+
+def test_what_asks_for_pending_migrations_goes_past_a_pooler_that_is_away(
+    empty_database_url: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = "postgresql://bridgelog@127.0.0.1:1/nothing"
+    for name, value in (
+        ("DATABASE_URL", away),
+        ("PGBOUNCER", "on"),
+        ("DIRECT_DATABASE_URL", empty_database_url),
+        ("STARTUP_TIMEOUT", "0"),
+    ):
+        monkeypatch.setenv(f"BRIDGELOG_{name}", value)
+    pending = CliRunner().invoke(main, ["migrate", "--check"])
+    assert (pending.exit_code, pending.output) == (1, "".join(f"pending {name}\n" for name in migrations.names()))
+    assert CliRunner().invoke(main, ["migrate"]).exit_code == 0
+    current = CliRunner().invoke(main, ["migrate", "--check"])
+    assert (current.exit_code, current.output) == (0, "the schema is current\n")
+    # And so does what serve waits for.
+    behind = replace(settings, direct_database_url=empty_database_url, pgbouncer=True, startup_timeout=0.0)
+    startup.wait_for_schema(behind, away)
 
 
 @pytest.mark.parametrize("name", ["PGBOUNCER", "DIRECT_DATABASE_URL"])
