@@ -42,7 +42,7 @@ class World:
         return [*kept]
 
     async def recorded(self, count: int) -> list[dict[str, Any]]:
-        """What the caller's list shows, the newest first, once there are so many: an answer does not wait for its record."""
+        """What the caller's list shows, the newest first, once there are so many: no answer waits for its record."""
         headers = {"Coder-Session-Token": self.bridge.token}
         async with asyncio.timeout(30):
             while True:
