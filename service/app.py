@@ -73,7 +73,10 @@ def build_app(settings: Settings, *, database_url: str) -> web.Application:
         database = await db.connect(settings, database_url, loaded)
         app[DATABASE] = database
         app[AUTHENTICATOR] = Authenticator(
-            database, member_read=settings.member_read, failures=_failures(settings.failed_sign_ins)
+            database,
+            member_read=settings.member_read,
+            failures=_failures(settings.failed_sign_ins),
+            grace=settings.auth_grace,
         )
         app[METRICS] = Metrics(database)
         standbys = Standbys(settings, database, loaded, metrics=app[METRICS])

@@ -81,6 +81,7 @@ class Settings:
     request_log_age: timedelta
     spool_dir: Path
     spool_limit: int
+    auth_grace: float
     member_read: Literal["own", "none"]
     max_body: int
     rate_limit: float
@@ -149,6 +150,7 @@ def read() -> Settings:
                 request_log_age=timedelta(days=env.float("REQUEST_LOG_AGE", 7.0, validate=Range(0.001, 36_500))),
                 spool_dir=_path(env, "SPOOL_DIR") or _data_dir(env) / "spool",
                 spool_limit=env.int("SPOOL_LIMIT", 1024 * MIB, validate=Range(min=MIB)),
+                auth_grace=env.float("AUTH_GRACE", 300.0, validate=Range(min=0)),
                 member_read=cast("Literal['own', 'none']", _choice(env, "MEMBER_READ", "own", "none")),
                 max_body=env.int("MAX_BODY", 16 * MIB, validate=Range(min=1024)),
                 rate_limit=env.float("RATE_LIMIT", 0.0, validate=_rate),

@@ -69,6 +69,7 @@ SETTINGS = Settings(
     request_log_age=timedelta(days=7),
     spool_dir=Path("unused"),
     spool_limit=1024 * 1024 * 1024,
+    auth_grace=300.0,
     member_read="own",
     max_body=16 * 1024 * 1024,
     rate_limit=0.0,
@@ -255,8 +256,8 @@ async def make_bridge(
                     "openai_key": OPENAI_KEY,
                     "openai_base_url": str(provider.make_url("/openai/v1")),
                 }
-            folders = {"spool_dir": tmp_path / "spool", "request_log_dir": tmp_path / "dumps"}
-            chosen = replace(settings, bridge="on", **(upstreams | folders | changes))
+            usual = {"bridge": "on", "spool_dir": tmp_path / "spool", "request_log_dir": tmp_path / "dumps"}
+            chosen = replace(settings, **(usual | upstreams | changes))
             url = await stack.enter_async_context(listening(build_app(chosen, database_url=database_url)))
             return Bridged(url, member.token, database_url, session)
 

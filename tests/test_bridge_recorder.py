@@ -1,9 +1,10 @@
-"""The recorder on a real PostgreSQL: nothing lost, nothing doubled, whatever becomes of the database and of this process."""
+"""The recorder on a real PostgreSQL: nothing lost, nothing doubled, whatever becomes of the database and this process."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -15,13 +16,12 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 
 import pytest
 from bridge_worker import beginning, observed, status
 from conftest import API, NOW, MakeClient, Person
-from faults import Postgres, Wire, cleaned, socket_of, until
+from faults import Postgres, Wire, cleaned, socket_of, through, until
 
 from service import db, errors, migrations, statements
 from service.bridge import recorder as recording
@@ -33,7 +33,6 @@ from service.settings import Settings
 Sql = Callable[..., list[tuple[Any, ...]]]
 Open = Callable[..., Awaitable[Recorder]]
 WORKER = Path(__file__).with_name("bridge_worker.py")
-SLEEPING = 8  # statements that take up every connection of the pool
 
 
 @pytest.fixture
@@ -86,10 +85,6 @@ async def wire(database_url: str) -> AsyncIterator[Wire]:
     await wire.cut()
 
 
-def through(wire: Wire, url: str) -> str:
-    return f"postgresql://bridgelog@127.0.0.1:{wire.port}{urlsplit(url).path}"
-
-
 async def serve(recorder: Recorder, number: int) -> Running:
     running = await recorder.start(beginning(number))
     running.observe(observed(number))
@@ -100,6 +95,11 @@ async def serve(recorder: Recorder, number: int) -> Running:
 
 async def drained(recorder: Recorder) -> None:
     await until(lambda: recorder.depth == 0)
+
+
+def names(spool: Path, *, folders: bool = False) -> list[str]:
+    """What lies in the spool's directory."""
+    return sorted(path.name for path in spool.iterdir() if path.is_dir() or not folders)
 
 
 def check(sql: Sql, numbers: dict[UUID, int]) -> None:
@@ -276,20 +276,29 @@ async def test_threads_are_found_in_what_waited_in_the_spool(
         check_thread(sql, thread)
 
 
-async def test_a_thread_goes_on_in_what_a_lost_process_left(
-    wire: Wire, opening: Open, database_url: str, sql: Sql
+async def test_a_thread_goes_on_behind_what_a_lost_process_left(
+    opening: Open, database_url: str, sql: Sql, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lost = await opening(through(wire, database_url))
-    await wire.cut()
-    [first] = await turns(lost, 1)
+    # Neither gets to write, so that what is lost is still to be written when its thread goes on.
+    may_write = asyncio.Event()
+    whole = Recorder._write_some
+
+    async def wait_first(recorder: Recorder) -> bool:
+        await may_write.wait()
+        return await whole(recorder)
+
+    monkeypatch.setattr(Recorder, "_write_some", wait_first)
+    lost, heir = await opening(database_url), await opening(database_url)
+    first = await lost.start(beginning(0))
+    call = "call-of-the-lost"
+    first.observe(Observed(response_id="r", tools=[ToolCall(call_id=call, tool="t", input="")], complete=True))
     kill(lost)
-    heir = await opening(database_url)
-    [(call,)] = [(b"",)]
-    del call
+    await until(lambda: bool(heir._adopted))
+    second = await heir.start(beginning(1, answers_tool_call=call))
+    assert sql("SELECT count(*) FROM aibridge_interceptions") == [(1,)], "it waits its turn, in the spool"
+    may_write.set()
     await drained(heir)
-    [(call_id,)] = sql("SELECT provider_tool_call_id FROM aibridge_tool_usages")
-    second = await heir.start(beginning(2, answers_tool_call=call_id))
-    check_thread(sql, [first, second.id])
+    check_thread(sql, [first.id, second.id])
 
 
 def kill(recorder: Recorder) -> None:
@@ -348,7 +357,7 @@ async def test_the_database_is_killed_during_a_burst_and_comes_back(opening: Ope
     burst = Burst(recorder, 1000)
     running = asyncio.create_task(burst.run())
     for reached in (150, 400, 700):
-        await until(lambda reached=reached: len(burst.served) >= reached)
+        await until(functools.partial(lambda least: len(burst.served) >= least, reached))
         emptied.kill()
         await asyncio.sleep(0.1)
         emptied.start()
@@ -433,12 +442,16 @@ async def test_a_full_spool_refuses_and_recovers(wire: Wire, opening: Open, data
     recorder = await opening(through(wire, database_url), spool_limit=1024 * 1024)
     early = await recorder.start(beginning(0))
     await wire.cut()
-    served = {}
+    served: dict[UUID, int] = {}
     big = "p" * 20_000
-    with pytest.raises(errors.SpoolFull) as refused:
+
+    async def fill() -> None:
         for number in range(1, 1000):
             running = await recorder.start(beginning(number, prompt=big))
             served[running.id] = number
+
+    with pytest.raises(errors.SpoolFull) as refused:
+        await fill()
     assert refused.value.retry_after
     assert 40 <= len(served) <= 52
     size = recorder.bytes
@@ -446,12 +459,10 @@ async def test_a_full_spool_refuses_and_recovers(wire: Wire, opening: Open, data
         with pytest.raises(errors.SpoolFull):
             await recorder.start(beginning(1, prompt=big))
     assert recorder.bytes == size, "who is refused takes no room"
-    assert not recorder.backlog().takes_more or recorder.bytes < recorder.limit
     # Whoever was let in is recorded to the end.
     early.observe(observed(0))
     early.end(status=status(0), detail={"ended": 0})
     for interception_id, number in served.items():
-        recorder.add(interception_id, {})
         recorder.end(interception_id, ended_at=datetime.now(UTC), metadata={"status": status(number)})
     await wire.mend()
     await drained(recorder)
@@ -464,7 +475,7 @@ async def test_a_full_spool_refuses_and_recovers(wire: Wire, opening: Open, data
 async def test_without_a_spool_the_database_is_enough_and_both_away_is_a_refusal(
     wire: Wire, opening: Open, database_url: str, spool: Path, sql: Sql
 ) -> None:
-    spool.write_text("a file where the directory should be")
+    spool.write_text("a file where the directory should be")  # noqa: ASYNC240  # of a test alone
     recorder = await opening(through(wire, database_url))
     served = {(await serve(recorder, number)).id: number for number in range(20)}
     running = await recorder.start(beginning(20))
@@ -479,7 +490,7 @@ async def test_without_a_spool_the_database_is_enough_and_both_away_is_a_refusal
     await drained(recorder)
     check(sql, served)
     # The directory is there again.
-    spool.unlink()
+    spool.unlink()  # noqa: ASYNC240  # likewise
     await until(lambda: recorder._own is not None)
     await wire.cut()
     again = await serve(recorder, 22)
@@ -657,7 +668,7 @@ async def test_killed_during_a_burst_and_taken_over(
     await worker.hear(lambda promised: len(promised.ended) >= after)
     worker.kill()
     heir = await opening(database_url)
-    await until(lambda: len(list(spool.iterdir())) == 2)  # its own log, and the lock
+    await until(lambda: len(names(spool, folders=True)) == 1)
     await drained(heir)
     check_promises(sql, worker.promised)
 
@@ -672,7 +683,7 @@ async def test_killed_while_the_database_is_away_and_taken_over(opening: Open, e
     finally:
         emptied.start()
     heir = await opening(emptied.url)
-    await until(lambda: len([path for path in spool.iterdir() if path.is_dir()]) == 1)
+    await until(lambda: len(names(spool, folders=True)) == 1)
     await drained(heir)
     check_promises(emptied.ask, worker.promised)
     assert len(worker.promised.ended) >= 700
@@ -693,7 +704,7 @@ async def test_killed_three_times_while_it_takes_over(opening: Open, emptied: Po
         heir.kill()
         promises.append(heir.promised)
     last = await opening(emptied.url)
-    await until(lambda: len([path for path in spool.iterdir() if path.is_dir()]) == 1)
+    await until(lambda: len(names(spool, folders=True)) == 1)
     await drained(last)
     check_promises(emptied.ask, *promises)
     lost = emptied.ask(
@@ -746,14 +757,14 @@ async def test_closing_writes_what_waits_and_leaves_no_log(
     await recorder.close()
     check(sql, {running.id: number for number, running in enumerate(runs)})
     assert sql("SELECT metadata ->> 'status' FROM aibridge_interceptions WHERE id = %s", open_still.id) == [("failed",)]
-    assert [path.name for path in spool.iterdir()] == ["lock"]
+    assert names(spool) == ["lock"]
 
 
 # -- what operators see ----------------------------------------------------------------------------------------------------
 
 
 async def test_readiness_and_metrics_tell_of_the_spool(make_client: MakeClient, spool: Path, owner: Person) -> None:
-    client = await make_client(bridge=True, spool_dir=spool, spool_limit=1024 * 1024)
+    client = await make_client(bridge="on", anthropic_key="k" * 20, spool_dir=spool, spool_limit=1024 * 1024)
     body = await (await client.get("/readyz")).json()
     assert body["status"] == "ready"
     assert body["recorder"] | {"spool_bytes": 0} == {

@@ -260,7 +260,7 @@ class _Masker:
 def file_name(text: str) -> str:
     """A text as the name of a file: letters, digits, and what cannot lead elsewhere; a hash stands for what it lost."""
     plain = re.sub(r"[^A-Za-z0-9._-]", "_", text[:_LONGEST_NAME])
-    if plain == text and not plain.startswith("."):
+    if text and plain == text and not plain.startswith("."):
         return plain
     digest = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:8]
     return f"_{plain}-{digest}"
