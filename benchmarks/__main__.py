@@ -10,14 +10,14 @@ from pathlib import Path
 
 import click
 
-from benchmarks import datasets, first_page, ingest, memory, offsets, pages, report, sections, totals
+from benchmarks import bridge, datasets, first_page, ingest, memory, offsets, pages, report, sections, totals
 from benchmarks.datasets import Dataset
 from benchmarks.sections import Section
 from benchmarks.tools import ROOT
 from service.embedded import Embedded
 
 Part = Callable[[list[Dataset]], Awaitable[Section]]
-PARTS = ("totals", "offsets", "pages", "ingest", "memory", "first_page")
+PARTS = ("totals", "offsets", "pages", "ingest", "memory", "first_page", "bridge")
 
 
 def _split(allowed: tuple[str, ...]) -> Callable[[click.Context, click.Parameter, str], list[str]]:
@@ -52,7 +52,7 @@ def main(
     The data sets lie in .data/bench, and are built where they are missing. Parts that are left out keep the figures of
     their last run in the report.
     """
-    if shutil.which("wrk") is None and {"pages", "memory", "first_page"} & set(parts):
+    if shutil.which("wrk") is None and {"pages", "memory", "first_page", "bridge"} & set(parts):
         raise click.ClickException("wrk is missing; on Debian and Ubuntu: apt install wrk")
     if importlib.util.find_spec("matplotlib") is None:
         raise click.ClickException("matplotlib is missing, which draws the plot: python -m pip install matplotlib")
@@ -63,6 +63,7 @@ def main(
         "ingest": lambda sets: ingest.measure(sets, rounds=rounds, seconds=seconds),
         "memory": lambda sets: memory.measure(sets, seconds=memory_seconds),
         "first_page": lambda sets: first_page.measure(sets, rounds=rounds, seconds=seconds),
+        "bridge": lambda sets: bridge.measure(sets, rounds=rounds, seconds=seconds),
     }
     # Room for the pools of the services on every size, and for as many clients of pgbench.
     with Embedded(ROOT / ".data" / "bench", settings={"max_connections": "200"}) as embedded:

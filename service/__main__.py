@@ -552,6 +552,7 @@ def _told() -> Iterator[None]:
         startup.StartupError,
         statements.StatementError,
         tracing.TracingMissing,
+        configuration.InvalidSettings,
     ) as problem:
         raise click.ClickException(str(problem)) from problem
 

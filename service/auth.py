@@ -31,9 +31,12 @@ log = structlog.get_logger("bridgelog.auth")
 # within the second that the API promises.
 _TRUSTED_SECONDS = 0.5
 _MOST_REMEMBERED = 10_000
+# For how long the bridge waits for the database where it could do without.
+_GRACE_PATIENCE = 2.0
 # How long a guess takes from an address that has made too many, and how many of these may wait.
 _DELAY_SECONDS = 1.0
 _MOST_DELAYED = 1_000
+_SIGN_IN = frozenset({"active", "dormant"})
 _TOUCH_AFTER = timedelta(minutes=5)
 
 _BEARER = re.compile(r"bearer +(.+)", re.IGNORECASE)
@@ -118,12 +121,17 @@ class Authenticator:
         member_read: Literal["own", "none"],
         failures: Rate | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        grace: float = 0.0,
     ) -> None:
         self._database = database
         self._member_read = member_read
         self._failures = failures
         self._sleep = sleep
         self._delayed = 0
+        self._grace = grace
+        self._away_at = -math.inf
+        self._late: asyncio.Task[Caller] | None = None
+        # Who was seen valid, and not seen invalid since; when, and until when the token is valid.
         self._trusted: OrderedDict[str, tuple[float, datetime, Caller]] = OrderedDict()
         # Ids that nobody has, and when they were asked for: none of them becomes somebody's.
         self._unknown: OrderedDict[str, float] = OrderedDict()
@@ -145,6 +153,35 @@ class Authenticator:
             return trusted[2]
         return await self._examine(text, neighbourhood(address))
 
+    async def authenticate_for_bridge(self, text: str | None, *, address: Address | None = None) -> Caller:
+        """As `authenticate`; while the database cannot be reached, also those whom it saw valid within the grace.
+
+        A database that has not answered for two seconds counts as such until it does; what it then says, holds.
+        """
+        if self._in_grace(text) is None or _is_fresh(self._trusted[text or ""][0]):
+            return await self.authenticate(text, address=address)
+        if self._late is None and time.monotonic() - self._away_at >= _TRUSTED_SECONDS:
+            asking = asyncio.create_task(self.authenticate(text, address=address))
+            asking.add_done_callback(self._answered)
+            await asyncio.wait({asking}, timeout=_GRACE_PATIENCE)
+            if not asking.done():
+                self._late = asking
+            elif not isinstance(asking.exception(), errors.DatabaseUnavailable):
+                return asking.result()
+        if caller := self._in_grace(text):
+            return caller
+        raise errors.DatabaseUnavailable(retry_after=2)
+
+    def _in_grace(self, text: str | None) -> Caller | None:
+        seen_at, expires_at, caller = self._trusted.get(text or "", (-math.inf, datetime.min.replace(tzinfo=UTC), None))
+        return caller if time.monotonic() - seen_at < self._grace and datetime.now(UTC) < expires_at else None
+
+    def _answered(self, asking: asyncio.Task[Caller]) -> None:
+        if asking is self._late:
+            self._late = None
+        if not asking.cancelled() and isinstance(asking.exception(), errors.DatabaseUnavailable):
+            self._away_at = time.monotonic()
+
     async def _examine(self, text: str, source: Hashable) -> Caller:
         parts = tokens.split(text)
         if parts is None:
@@ -158,17 +195,19 @@ class Authenticator:
         seen_at, token = await self._look_up(token_id)
         # An unknown id costs the same comparison as a wrong secret, and is answered with the same words.
         genuine = hmac.compare_digest(hashed_secret, token.hashed_secret if token else bytes(len(hashed_secret)))
-        if token is None or not genuine:
+        now = datetime.now(UTC)
+        usable = token is not None and token.expires_at > now and not token.deleted and token.status in _SIGN_IN
+        if not (genuine and usable):
             self._trusted.pop(text, None)
+        if token is None or not genuine:
             if self._failures and not (standing := self._failures.take(source)).granted:
                 raise errors.TooManyFailedSignIns("The token is invalid.", retry_after=standing.retry_after)
             raise errors.SignedOut("The token is invalid.")
-        now = datetime.now(UTC)
         if token.expires_at <= now:
             raise errors.SignedOut("The token has expired: ask for a new one.")
         if token.deleted:
             raise errors.SignedOut("The user of this token is deleted.")
-        if token.status not in {"active", "dormant"}:
+        if token.status not in _SIGN_IN:
             raise errors.SignedOut("The user of this token is suspended.")
         known = self._trusted.get(text)
         if known and known[0] == seen_at:

@@ -10,6 +10,7 @@ import structlog
 from aiohttp import web
 
 from service import answers, errors
+from service.context import LEFT
 from service.held import SMALL, Held
 from service.settings import Settings
 
@@ -94,13 +95,17 @@ class Connection(web.RequestHandler):
             self._expect_head()
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """The client has gone. A statement that only reads for it is cancelled; what it records is finished."""
+        """The client has gone. What only reads for it is cancelled, what it records is finished, and the bridge is told."""
         request, task = self._current_request, self._task_handler
         super().connection_lost(exc)
         self._expect_nothing()
         self._bounds.remove(self)
         self._wire = None
-        if request is not None and request.method in SAFE and task is not None:
+        if request is None:
+            return
+        if LEFT in request:
+            request[LEFT]()
+        elif request.method in SAFE and task is not None:
             task.cancel()
 
     def log_exception(self, *args: Any, **kw: Any) -> None:

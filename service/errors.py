@@ -111,6 +111,18 @@ class RecordingForbidden(Refusal):
     status = 403
 
 
+class OwnKeyForbidden(Refusal):
+    """Bringing a provider key of one's own is not allowed here."""
+
+    status = 403
+
+
+class KeyMissing(Refusal):
+    """The bridge has no key for this provider."""
+
+    status = 403
+
+
 class RequestLoggingForbidden(Refusal):
     """Only users with the 'owner' role can toggle request logging."""
 
@@ -198,7 +210,7 @@ class HeadersTooLarge(Refusal):
     status = 431
 
 
-# -- 500, 503 --------------------------------------------------------------------------------------------------------
+# -- 500, 502, 503 --------------------------------------------------------------------------------------------------------
 
 
 class InternalError(Refusal):
@@ -261,6 +273,34 @@ class Contention(Refusal):
 
 class LockedOut(Contention):
     """Another transaction kept what this call needs for too long. Please try again."""
+
+
+class ProviderUnavailable(Refusal):
+    """The provider gave no answer."""
+
+    status = 502
+
+
+class BreakerOpen(Refusal):
+    """The provider has failed several times in a row and is left alone for a while. Please try again shortly."""
+
+    status = 503
+
+
+class BridgeBusy(Refusal):
+    """The bridge has as many requests to this provider open as it may. Please try again shortly."""
+
+    status = 503
+
+
+class RecordingUnavailable(Refusal):
+    """The request cannot be recorded at present, and therefore goes nowhere. Please try again shortly."""
+
+    status = 503
+
+
+class SpoolFull(RecordingUnavailable):
+    """The database is unavailable and the spool is full, so the request goes nowhere. Please try again later."""
 
 
 # What the database refuses by a constraint, told as the refusal that it means.

@@ -81,6 +81,13 @@ def text_problem(text: str) -> str | None:
     return None
 
 
+def cleaned(text: str) -> str:
+    """The text as PostgreSQL can hold it: what `text_problem` objects to becomes U+FFFD, halves of a pair become whole."""
+    if text_problem(text) is None:
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").replace("\0", "\ufffd")
+
+
 def object_problem(value: dict[str, object]) -> str | None:
     """Why an object that `parse` read cannot be stored and read back equal, if it cannot; it is level 1 itself."""
     level: list[dict[str, object] | list[object]] = [value]

@@ -26,6 +26,7 @@ from prometheus_client import (
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 _REQUEST_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_BRIDGE_BUCKETS = (0.5, 2, 5, 15, 30, 60, 120)
 # Fewer, since there are five dozen statements.
 _STATEMENT_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 2.5, 10)
 # The others are added up.
@@ -84,6 +85,7 @@ class Metrics:
             ("refusal",),
             registry=self.registry,
         )
+        self._add_bridge()
         self.recorded = Counter(
             "bridgelog_recorded_interceptions",
             "Interceptions that recording calls and imports received, by what became of them.",
@@ -196,6 +198,97 @@ class Metrics:
             else:
                 mode = _PROCESS_MODES.get(family.name, "livesum")
                 self._processes[family.name] = self._gauge(family.name, family.documentation, mode)
+
+    def _add_bridge(self) -> None:
+        self.interceptions = Counter(
+            "bridgelog_interceptions",
+            "Interceptions that the bridge has served, by how they ended.",
+            ("provider", "model", "status", "route", "client"),
+            registry=self.registry,
+        )
+        self.interceptions_inflight = Gauge(
+            "bridgelog_interceptions_inflight",
+            "Interceptions that the bridge is serving.",
+            ("provider", "route"),
+            registry=self.registry,
+            multiprocess_mode="livesum",
+        )
+        self.interceptions_duration = Histogram(
+            "bridgelog_interceptions_duration_seconds",
+            "From the request of a client, read, until its answer is relayed.",
+            ("provider", "model"),
+            buckets=_BRIDGE_BUCKETS,
+            registry=self.registry,
+        )
+        self.tokens = Counter(
+            "bridgelog_tokens",
+            "Tokens that answers used, by type: input, output, cache_read, cache_write.",
+            ("provider", "model", "type"),
+            registry=self.registry,
+        )
+        self.prompts = Counter(
+            "bridgelog_prompts", "Prompts that were recorded.", ("provider", "model"), registry=self.registry
+        )
+        self.tool_calls = Counter(
+            "bridgelog_tool_calls",
+            "Tool calls that models made.",
+            ("provider", "model"),
+            registry=self.registry,
+        )
+        self.passthrough = Counter(
+            "bridgelog_passthrough",
+            "Requests that the bridge passed through, unrecorded.",
+            ("provider", "route", "status"),
+            registry=self.registry,
+        )
+        self.upstream_retries = Counter(
+            "bridgelog_upstream_retries",
+            "Requests that were sent to a provider again.",
+            ("provider",),
+            registry=self.registry,
+        )
+        self.breaker_state = Gauge(
+            "bridgelog_circuit_breaker_state",
+            "0 closed, 1 half open, 2 open; none where the last answer was none of those that count.",
+            ("provider", "endpoint", "model"),
+            registry=self.registry,
+            multiprocess_mode="livemax",
+        )
+        self.recorder_waiting = Gauge(
+            "bridgelog_recorder_waiting_records",
+            "Records of the bridge that wait to be written to the database.",
+            registry=self.registry,
+            multiprocess_mode="livesum",
+        )
+        self.recorder_oldest = Gauge(
+            "bridgelog_recorder_oldest_seconds",
+            "How long the oldest of them has waited.",
+            registry=self.registry,
+            multiprocess_mode="livemax",
+        )
+        self.recorder_records = Counter(
+            "bridgelog_recorder_records",
+            "Records that the database has taken (written), and that it will never take (buried: in the dead letters).",
+            ("outcome",),
+            registry=self.registry,
+        )
+        self.recorder_retries = Counter(
+            "bridgelog_recorder_retries",
+            "Attempts to write records that failed, and were to be made again.",
+            registry=self.registry,
+        )
+        self.spool_bytes = Gauge(
+            "bridgelog_spool_bytes",
+            "Size of the spool, with what other processes have there.",
+            registry=self.registry,
+            multiprocess_mode="livemax",
+        )
+        self.spool_limit = Gauge(
+            "bridgelog_spool_limit_bytes",
+            "Where the spool takes no new interceptions.",
+            registry=self.registry,
+            multiprocess_mode="livemax",
+        )
 
     def watch(self, pool: Pool) -> None:
         """Tell from now on how many of its connections are in use."""

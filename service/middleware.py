@@ -14,11 +14,13 @@ import structlog
 from aiohttp import web
 
 from service import errors
-from service.answers import envelope, json_answer
+from service.answers import envelope, json_answer, json_text
 from service.auth import presented_token
+from service.bridge.callers import bridge_token
 from service.context import (
     ADDRESS,
     AUTHENTICATOR,
+    BRIDGED,
     CALLER,
     HELD,
     LIFECYCLE,
@@ -30,6 +32,7 @@ from service.context import (
     SLOTS,
     STANDING,
     TRACING,
+    Shape,
 )
 from service.peers import client_address
 from service.routes import ENDLESS, PREFIXES, label
@@ -69,7 +72,8 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
         finally:
             share.give_back()
         # Kept by the answer itself, so that a streamed one has it too.
-        response.headers["X-Request-Id"] = request_id
+        # What the bridge relays has the provider's.
+        response.headers["X-Bridgelog-Request-Id" if _shape(request) else "X-Request-Id"] = request_id
         if standing := request.get(STANDING):
             response.headers.update(standing.headers())
         took = time.perf_counter() - began
@@ -93,9 +97,11 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 @web.middleware
 async def sign_in(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Below the prefixes everybody is signed in, before it matters whether the path exists."""
-    if f"{request.path}/".startswith(_BELOW):
-        token = presented_token(request.headers, request.cookies, safe=request.method in _SAFE)
+    """Below the prefixes everybody is signed in, before it matters whether the path exists; the bridge does so itself."""
+    if f"{request.path}/".startswith(_BELOW) and not _shape(request):
+        # Who has a wrong path below the bridge in mind may send the token as its clients do.
+        astray = bridge_token(request.headers) if request.match_info.http_exception else None
+        token = astray or presented_token(request.headers, request.cookies, safe=request.method in _SAFE)
         request[CALLER] = await request.app[AUTHENTICATOR].authenticate(token, address=request[ADDRESS])
     return await handler(request)
 
@@ -133,7 +139,8 @@ async def closing_while_draining(request: web.Request, response: web.StreamRespo
 
 
 async def _answered(request: web.Request, handler: Handler) -> web.StreamResponse:
-    limit = None if request.match_info.handler in ENDLESS else request.app[SETTINGS].request_timeout
+    endless = request.match_info.handler in ENDLESS or _shape(request)
+    limit = None if endless else request.app[SETTINGS].request_timeout
     try:
         # Whoever stands between may make something else of any other one, and then of where a request ends.
         if request.headers.get("Transfer-Encoding", "chunked").lower() != "chunked":
@@ -156,7 +163,12 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
         log.exception("unforeseen error", route=label(request))
         refusal, headers = errors.InternalError(f"The log tells more under request id {request[REQUEST_ID]}."), {}
     request.app[METRICS].refusals.labels(type(refusal).__name__).inc()
-    return _refused(refusal, headers)
+    return _refused(refusal, headers, shape=None if isinstance(refusal, errors.UnknownPath) else _shape(request))
+
+
+def _shape(request: web.Request) -> Shape | None:
+    """How the bridge's clients want an error on this route; None where it is not the bridge's."""
+    return request.app[BRIDGED].get(request.match_info.handler)
 
 
 def _bounded(request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
@@ -177,12 +189,16 @@ def _late(request: web.Request) -> errors.Refusal:
     return errors.TookTooLong(retry_after=10)
 
 
-def _refused(refusal: errors.Refusal, headers: dict[str, str]) -> web.Response:
+def _refused(refusal: errors.Refusal, headers: dict[str, str], *, shape: Shape | None = None) -> web.Response:
     if refusal.retry_after is not None:
         headers["Retry-After"] = str(refusal.retry_after)
     if refusal.status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"
-    answer = json_answer(envelope(refusal), status=refusal.status, headers=headers)
+    if shape:
+        sentences = f"{refusal.message} {refusal.detail}".strip()
+        answer = json_text(shape(refusal.status, sentences), status=refusal.status, headers=headers)
+    else:
+        answer = json_answer(envelope(refusal), status=refusal.status, headers=headers)
     if isinstance(refusal, errors.MalformedRequest | errors.RequestTooSlow):
         answer.force_close()  # where the next request would begin is not known
     return answer

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from aiohttp import web
 
+from service.bridge.routes import Door
 from service.handlers import documents, importing, interceptions, names, operations, recording, request_logging
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -60,11 +61,17 @@ OPERATIONS = (
 )
 
 
-def all_routes() -> Iterator[Route]:
-    """Every route with its whole path, the API's once for each prefix."""
+# What no provider may be named: the first part of every path.
+RESERVED = frozenset(route.path.split("/")[1] for route in API)
+
+
+def all_routes(*, doors: Iterable[Door] = (), api: bool = True) -> Iterator[Route]:
+    """Every route with its whole path, the API's and the bridge's once for each prefix."""
     for prefix in PREFIXES:
-        for route in API:
+        for route in API if api else ():
             yield Route(route.method, prefix + route.path, route.handler)
+        for door in doors:
+            yield Route(door.method, prefix + door.path, door.handler)
     yield from OPERATIONS
 
 

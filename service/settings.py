@@ -63,6 +63,28 @@ class Settings:
     upkeep: bool
     retention: timedelta
     content_retention: timedelta
+    bridge: Literal["on", "off", "only"]
+    anthropic_key: str | None = field(repr=False)
+    anthropic_base_url: str | None
+    openai_key: str | None = field(repr=False)
+    openai_base_url: str | None
+    providers_file: Path | None
+    allow_byok: bool
+    bridge_max_body: int
+    bridge_rate_limit: float
+    bridge_concurrency: int
+    bridge_keep_alive: float
+    upstream_retries: int
+    upstream_connect_timeout: float
+    upstream_timeout: float
+    breaker_failures: int
+    breaker_seconds: float
+    request_log_dir: Path
+    request_log_limit: int
+    request_log_age: timedelta
+    spool_dir: Path
+    spool_limit: int
+    auth_grace: float
     member_read: Literal["own", "none"]
     max_body: int
     rate_limit: float
@@ -113,6 +135,28 @@ def read() -> Settings:
                 upkeep=env.bool("UPKEEP", True),
                 retention=_retention(env, "RETENTION"),
                 content_retention=_retention(env, "CONTENT_RETENTION"),
+                bridge=cast("Literal['on', 'off', 'only']", _choice(env, "BRIDGE", "on", "off", "only")),
+                anthropic_key=_provider_key(env, "ANTHROPIC_KEY"),
+                anthropic_base_url=str(env.str("ANTHROPIC_BASE_URL", "")) or None,
+                openai_key=_provider_key(env, "OPENAI_KEY"),
+                openai_base_url=str(env.str("OPENAI_BASE_URL", "")) or None,
+                providers_file=_path(env, "PROVIDERS_FILE"),
+                allow_byok=env.bool("ALLOW_BYOK", False),
+                bridge_max_body=env.int("BRIDGE_MAX_BODY", 32 * MIB, validate=Range(min=1024)),
+                bridge_rate_limit=env.float("BRIDGE_RATE_LIMIT", 0.0, validate=_rate),
+                bridge_concurrency=env.int("BRIDGE_CONCURRENCY", 0, validate=Range(min=0)),
+                bridge_keep_alive=env.float("BRIDGE_KEEP_ALIVE", 10.0, validate=Range(min=0.001)),
+                upstream_retries=env.int("UPSTREAM_RETRIES", 2, validate=Range(0, 10)),
+                upstream_connect_timeout=env.float("UPSTREAM_CONNECT_TIMEOUT", 10.0, validate=Range(min=0.001)),
+                upstream_timeout=env.float("UPSTREAM_TIMEOUT", 600.0, validate=Range(min=0.001)),
+                breaker_failures=env.int("BREAKER_FAILURES", 0, validate=Range(min=0)),
+                breaker_seconds=env.float("BREAKER_SECONDS", 30.0, validate=Range(min=0.001)),
+                request_log_dir=_path(env, "REQUEST_LOG_DIR") or _data_dir(env) / "request-log",
+                request_log_limit=env.int("REQUEST_LOG_LIMIT", 1024 * MIB, validate=Range(min=MIB)),
+                request_log_age=timedelta(days=env.float("REQUEST_LOG_AGE", 7.0, validate=Range(0.001, 36_500))),
+                spool_dir=_path(env, "SPOOL_DIR") or _data_dir(env) / "spool",
+                spool_limit=env.int("SPOOL_LIMIT", 1024 * MIB, validate=Range(min=MIB)),
+                auth_grace=env.float("AUTH_GRACE", 300.0, validate=Range(min=0)),
                 member_read=cast("Literal['own', 'none']", _choice(env, "MEMBER_READ", "own", "none")),
                 max_body=env.int("MAX_BODY", 16 * MIB, validate=Range(min=1024)),
                 rate_limit=env.float("RATE_LIMIT", 0.0, validate=_rate),
@@ -237,3 +281,21 @@ def _data_dir(env: FileAwareEnv) -> Path:
         return Path(configured).expanduser().absolute()
     base = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
     return Path(base).expanduser().absolute() / "bridgelog"
+
+
+def _path(env: FileAwareEnv, name: str) -> Path | None:
+    configured = str(env.str(name, ""))
+    return Path(configured).expanduser().absolute() if configured else None
+
+
+def _provider_key(env: FileAwareEnv, name: str) -> str | None:
+    return provider_key(str(env.str(name, "")), where=f'Environment variable "BRIDGELOG_{name}"')
+
+
+def provider_key(text: str, *, where: str) -> str | None:
+    """A key for a provider; None for an empty one. Raises InvalidSettings, which does not quote it."""
+    key = text.strip()
+    if not re.fullmatch(r"[!-~]*", key):
+        message = f"{where} must be a key: printable ASCII characters without spaces"
+        raise InvalidSettings(message)
+    return key or None

@@ -22,10 +22,12 @@ _RETRY_SECONDS = 0.5
 _POLL_SECONDS = 0.5
 
 
-async def follow_request_logging(url: str | None, database: Database, *, metrics: Metrics) -> None:
-    """Keep the metrics of the switch, and of this listening itself, at what they are, until cancelled.
+async def follow_request_logging(
+    url: str | None, database: Database, *, metrics: Metrics, tell: Callable[[bool], None] = lambda _: None
+) -> None:
+    """Keep the metrics of the switch, and of this listening itself, at what they are, and `tell` the switch's state.
 
-    `url` is where notifications come, None where none do.
+    Until cancelled. `url` is where notifications come, None where none do.
     """
     while True:
         try:
@@ -35,6 +37,7 @@ async def follow_request_logging(url: str | None, database: Database, *, metrics
                     async with database.connection() as connection:
                         state = await request_logging.read(connection)
                     metrics.request_logging.set(state.enabled)
+                    tell(state.enabled)
                     await notified()
         except errors.Refusal as problem:
             metrics.listening.set(0)

@@ -5,17 +5,21 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
+import aiohttp
 import psycopg
 import pytest
 from aiohttp import web
-from aiohttp.test_utils import TestClient
+from aiohttp.test_utils import TestClient, TestServer
+from bridging import KEY, OPENAI_KEY, Bridged, listening
 from served import Service
+from standin.app import build_app as standin_app
 
 from service import db, migrations, statements
 from service.app import build_app
@@ -30,7 +34,7 @@ NOW = instant("2026-03-01T12:00:00Z")
 Client = TestClient[web.Request, web.Application]
 MakeClient = Callable[..., Awaitable[Client]]
 
-_SETTINGS = Settings(
+SETTINGS = Settings(
     database_url=None,
     read_database_url=None,
     direct_database_url=None,
@@ -47,6 +51,28 @@ _SETTINGS = Settings(
     upkeep=False,
     retention=timedelta(),
     content_retention=timedelta(),
+    bridge="off",
+    anthropic_key=None,
+    anthropic_base_url=None,
+    openai_key=None,
+    openai_base_url=None,
+    providers_file=None,
+    allow_byok=False,
+    bridge_max_body=32 * 1024 * 1024,
+    bridge_rate_limit=0.0,
+    bridge_concurrency=0,
+    bridge_keep_alive=10.0,
+    upstream_retries=2,
+    upstream_connect_timeout=10.0,
+    upstream_timeout=600.0,
+    breaker_failures=0,
+    breaker_seconds=30.0,
+    request_log_dir=Path("unused"),
+    request_log_limit=1024 * 1024 * 1024,
+    request_log_age=timedelta(days=7),
+    spool_dir=Path("unused"),
+    spool_limit=1024 * 1024 * 1024,
+    auth_grace=300.0,
     member_read="own",
     max_body=16 * 1024 * 1024,
     rate_limit=0.0,
@@ -138,7 +164,7 @@ def _database(url_of: Callable[[str], str], template: str) -> Iterator[str]:
 @pytest.fixture
 def settings() -> Settings:
     """Settings as a test wants them; override the fixture, or use dataclasses.replace."""
-    return _SETTINGS
+    return SETTINGS
 
 
 @pytest.fixture
@@ -204,6 +230,52 @@ async def owner(add_person: Callable[..., Awaitable[Person]]) -> Person:
 async def member(add_person: Callable[..., Awaitable[Person]]) -> Person:
     """A plain member."""
     return await add_person("mallory")
+
+
+@pytest.fixture
+async def provider(aiohttp_server: Any) -> TestServer:
+    """The stand-in provider; what it was asked is in `provider.app[EXCHANGES]`."""
+    server: TestServer = await aiohttp_server(standin_app())
+    return server
+
+
+@pytest.fixture
+async def make_bridge(
+    database_url: str, settings: Settings, tmp_path: Path, member: Person
+) -> AsyncIterator[Callable[..., Awaitable[Bridged]]]:
+    """A bridge to a provider, with settings changed as told: `await make_bridge(provider, allow_byok=True)`.
+
+    The provider is the stand-in, or the URL of one that serves messages only.
+    """
+    async with AsyncExitStack() as stack:
+        session = await stack.enter_async_context(aiohttp.ClientSession(auto_decompress=False))
+
+        async def make(provider: TestServer | str, **changes: Any) -> Bridged:
+            if isinstance(provider, str):
+                upstreams: dict[str, Any] = {"anthropic_key": KEY, "anthropic_base_url": provider}
+            else:
+                upstreams = {
+                    "anthropic_key": KEY,
+                    "anthropic_base_url": str(provider.make_url("/anthropic")),
+                    "openai_key": OPENAI_KEY,
+                    "openai_base_url": str(provider.make_url("/openai/v1")),
+                }
+            usual: dict[str, Any] = {
+                "bridge": "on",
+                "spool_dir": tmp_path / "spool",
+                "request_log_dir": tmp_path / "dumps",
+            }
+            chosen = replace(settings, **(usual | upstreams | changes))
+            url = await stack.enter_async_context(listening(build_app(chosen, database_url=database_url)))
+            return Bridged(url, member.token, database_url, session)
+
+        yield make
+
+
+@pytest.fixture
+async def bridge(make_bridge: Callable[..., Awaitable[Bridged]], provider: TestServer) -> Bridged:
+    """A bridge to the stand-in."""
+    return await make_bridge(provider)
 
 
 def interception(**members: Any) -> dict[str, Any]:

@@ -193,6 +193,11 @@ def url_through(*wires: Wire, query: str = "") -> str:
     return f"postgresql://bridgelog@{','.join(f'127.0.0.1:{wire.port}' for wire in wires)}/{DATABASE}{query}"
 
 
+def through(wire: Wire, url: str) -> str:
+    """The URL of the same database, behind a wire."""
+    return f"postgresql://bridgelog@127.0.0.1:{wire.port}{urlsplit(url).path}"
+
+
 def socket_of(url: str) -> Path:
     """The folder of the socket in a URL."""
     return Path(parse_qs(urlsplit(url).query)["host"][0])

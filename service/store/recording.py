@@ -75,11 +75,11 @@ KINDS: tuple[Kind, ...] = tuple(_CHILD_DEFAULTS)
 
 
 class Conflicting(Exception):
-    """Some interceptions of a batch cannot be stored; `refusals` says why, by position."""
+    """Some of a batch cannot be stored; `refusals` says why, by position."""
 
-    def __init__(self, refusals: Mapping[int, errors.Conflict]) -> None:
+    def __init__(self, refusals: Mapping[int, errors.Conflict | errors.InterceptionNotFound]) -> None:
         self.refusals = refusals
-        super().__init__(f"{len(refusals)} interceptions cannot be stored")
+        super().__init__(f"{len(refusals)} of a batch cannot be stored")
 
 
 class Outcome(Enum):
@@ -118,6 +118,20 @@ class Interception:
         """Its id."""
         found: UUID = self.sent["id"]
         return found
+
+
+@dataclass(frozen=True, slots=True)
+class Addition:
+    """What comes to an interception that is stored: children, each with its interception_id, and its end, if any.
+
+    An end that is `only_if_running` gives way to one that is there already, and to the interception not being there.
+    """
+
+    interception_id: UUID
+    children: Mapping[Kind, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    ended_at: datetime | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    only_if_running: bool = False
 
 
 def child_id(interception_id: UUID, *, kind: Kind, position: int) -> UUID:
@@ -212,6 +226,57 @@ async def end(
         await connection.run("recording/keep_metadata", interception_id=interception_id, metadata=merged)
         await connection.run("recording/merge_metadata", interception_id=interception_id, metadata=merged)
     return True
+
+
+async def add_batch(connection: Connection, *, additions: Sequence[Addition]) -> None:
+    """Store what is new of these additions, of an interception one at most. An end before the start is put at the start.
+
+    Raises Conflicting, which names every one whose interception is not stored, or that differs from what is.
+    """
+    rows = await connection.rows(
+        "recording/lock_interceptions", ids=sorted(addition.interception_id for addition in additions)
+    )
+    stored = {row["id"]: row for row in rows}
+    refusals: dict[int, errors.Conflict | errors.InterceptionNotFound] = {
+        position: errors.InterceptionNotFound()
+        for position, addition in enumerate(additions)
+        if addition.interception_id not in stored and not addition.only_if_running
+    }
+    found = [position for position, addition in enumerate(additions) if addition.interception_id in stored]
+    members: defaultdict[int, list[str]] = defaultdict(list)
+    ends: dict[UUID, tuple[datetime, Mapping[str, Any]]] = {}
+    for position in found:
+        addition = additions[position]
+        row = stored[addition.interception_id]
+        if addition.ended_at is None:
+            continue
+        ended_at = max(addition.ended_at, row["started_at"])
+        if row["ended_at"] is None:
+            ends[addition.interception_id] = (ended_at, addition.metadata)
+        elif row["ended_at"] != ended_at and not addition.only_if_running:
+            members[position].append("ended_at")
+    for kind in KINDS:
+        places = [(position, child) for position in found for child in additions[position].children.get(kind, ())]
+        if places:
+            _, conflicts = await _record_children(connection, kind=kind, children=[child for _, child in places])
+            for place, member in conflicts:
+                members[places[place][0]].append(f"{kind}.{member}")
+    refusals |= {position: _conflict(names) for position, names in members.items()}
+    if refusals:
+        raise Conflicting(refusals)
+    await _end_all(connection, ends)
+
+
+async def _end_all(connection: Connection, ends: Mapping[UUID, tuple[datetime, Mapping[str, Any]]]) -> None:
+    if not ends:
+        return
+    await connection.rows(
+        "recording/end_interceptions", ids=list(ends), ended_at=[ended_at for ended_at, _ in ends.values()]
+    )
+    for interception_id, (_, metadata) in ends.items():
+        merged = jsontext.dump(metadata)
+        await connection.run("recording/keep_metadata", interception_id=interception_id, metadata=merged)
+        await connection.run("recording/merge_metadata", interception_id=interception_id, metadata=merged)
 
 
 _ENDS_TOO_EARLY = "must not be before started_at"

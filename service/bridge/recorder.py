@@ -1,0 +1,700 @@
+"""The recorder: what the bridge serves goes to the database, by way of the spool, and is there once.
+
+A request may go upstream once its interception is durable: in the database or, where that does not answer in time, in the
+spool, on disk. All that follows is added to the spool at once, which the request does not wait for, and from there one
+task writes it to the database, by the batch and in its order. Ids are made where something is observed, and records are
+inserted or compared, never just inserted; so whatever is not known to have been written is written again.
+
+What a process that is gone has left in the spool is adopted by another one, which also ends the interceptions that it was
+serving.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import math
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+from uuid import UUID
+
+import structlog
+from aiohttp import web
+
+from service import errors, instants, jsontext
+from service.bridge.protocols import Observed
+from service.bridge.spool import Directory, Kind, Log, Record
+from service.context import Backlog
+from service.db import Connection, Database
+from service.metrics import Metrics
+from service.settings import Settings
+from service.store import recording
+from service.store.recording import Addition, Conflicting, Interception
+
+log = structlog.get_logger("bridgelog.recorder")
+
+# For how long a request waits for the database before it makes do with the spool.
+_PATIENCE: Final = 2.0
+_BATCH_RECORDS: Final = 500
+_BATCH_BYTES: Final = 1024 * 1024
+_LEAST_REST: Final = 0.25
+_MOST_REST: Final = 5.0
+_LOOK_EVERY: Final = 1.0
+# What nobody waits for is on disk so much later, at most, if the disk keeps up.
+_SYNC_AFTER: Final = 0.05
+_SEGMENT_BYTES: Final = 8 * 1024 * 1024
+_CLOSE_SECONDS: Final = 5.0
+_MOST_CALLS: Final = 100_000
+_FULL_AGAIN: Final = 5
+
+_MOST_NAME: Final = 512
+_MOST_CLIENT: Final = 64
+_MOST_SESSION: Final = 256
+_MICROSECOND: Final = timedelta(microseconds=1)
+
+LOST: Final = {"status": "failed", "error_type": "bridge_lost"}
+"""How an interception ends whose bridge was lost before the answer was."""
+
+
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """A request that is about to go upstream."""
+
+    initiator_id: UUID
+    token_id: str
+    provider: str
+    provider_name: str
+    model: str
+    client: str
+    session_id: str | None
+    answers_tool_call: str | None
+    prompt: str | None
+    metadata: dict[str, Any]
+    started_at: datetime
+
+
+class Running:
+    """An interception that is being served. Nothing here waits or raises; what comes after the end is left out."""
+
+    def __init__(self, recorder: Recorder, interception_id: UUID, started_at: datetime) -> None:
+        self.id = interception_id
+        self._recorder = recorder
+        self._latest = started_at
+        self._observed = Observed()
+        self._tools = 0
+        self._thoughts = 0
+        self._usage_told = False
+        self._ended = False
+
+    def observe(self, observed: Observed) -> None:
+        """Record what is new of what an answer used, so far; to be called once for an answer, or as often as one likes.
+
+        Its usage is recorded once: when the answer is complete, when another answer comes, or at the end.
+        """
+        if self._ended:
+            return
+        children: dict[recording.Kind, list[dict[str, Any]]] = {}
+        if observed is not self._observed:
+            self._tell_usage(children)
+            self._observed = observed
+            self._tools = self._thoughts = 0
+            self._usage_told = False
+        self._tell_new(children)
+        if observed.complete:
+            self._tell_usage(children)
+        self._recorder.add(self.id, children)
+
+    def end(self, *, status: str, detail: dict[str, Any]) -> None:
+        """End it now: `status` (completed, failed, cancelled) and the members of `detail` go into its metadata."""
+        if self._ended:
+            return
+        self._ended = True
+        children: dict[recording.Kind, list[dict[str, Any]]] = {}
+        self._tell_new(children)
+        self._tell_usage(children)
+        self._recorder.add(self.id, children)
+        self._recorder.end(self.id, ended_at=self._now(), metadata=detail | {"status": status})
+
+    def _tell_new(self, children: dict[recording.Kind, list[dict[str, Any]]]) -> None:
+        seen = self._observed
+        for tool in seen.tools[self._tools :]:
+            children.setdefault("tool_usages", []).append(
+                self._child()
+                | {
+                    "id": uuid.uuid4(),
+                    "provider_response_id": seen.response_id,
+                    "provider_tool_call_id": tool.call_id[:_MOST_NAME],
+                    "server_url": tool.server_url,
+                    "tool": tool.tool,
+                    "input": tool.input,
+                    "injected": tool.injected,
+                    "metadata": tool.metadata,
+                }
+            )
+        for thought in seen.thoughts[self._thoughts :]:
+            children.setdefault("model_thoughts", []).append(
+                self._child() | {"content": thought.content, "metadata": thought.metadata}
+            )
+        self._tools, self._thoughts = len(seen.tools), len(seen.thoughts)
+
+    def _tell_usage(self, children: dict[recording.Kind, list[dict[str, Any]]]) -> None:
+        usage = self._observed.usage
+        if usage is None or self._usage_told:
+            return
+        self._usage_told = True
+        children.setdefault("token_usages", []).append(
+            self._child()
+            | {
+                "id": uuid.uuid4(),
+                "provider_response_id": self._observed.response_id,
+                "input_tokens": usage.input_tokens,
+                "output_tokens": usage.output_tokens,
+                "cache_read_input_tokens": usage.cache_read_input_tokens,
+                "cache_write_input_tokens": usage.cache_write_input_tokens,
+                "metadata": usage.metadata,
+            }
+        )
+
+    def _child(self) -> dict[str, Any]:
+        return {"interception_id": self.id, "created_at": self._now()}
+
+    def _now(self) -> datetime:
+        """Later than any instant before, so that children keep their order and equal thoughts stay two."""
+        self._latest = max(datetime.now(UTC), self._latest + _MICROSECOND)
+        return self._latest
+
+
+@dataclass(slots=True)
+class _Work:
+    """What is to be written of one interception in one transaction."""
+
+    records: list[Record] = field(default_factory=list)
+    start: Interception | None = None
+    children: dict[recording.Kind, list[dict[str, Any]]] = field(default_factory=dict)
+    end: Addition | None = None
+
+    def addition(self, interception_id: UUID) -> Addition | None:
+        if not self.children and self.end is None:
+            return None
+        end = self.end or Addition(interception_id)
+        return Addition(
+            interception_id,
+            children=self.children,
+            ended_at=end.ended_at,
+            metadata=end.metadata,
+            only_if_running=end.only_if_running and not self.children,
+        )
+
+
+class _Refused(Exception):
+    """The database will never take what a batch says of these interceptions."""
+
+    def __init__(self, refusals: Mapping[UUID, errors.Refusal]) -> None:
+        self.refusals = refusals
+        super().__init__(f"{len(refusals)} interceptions cannot be stored")
+
+
+class Recorder:
+    """Records what the bridge of this process serves. `open` makes one."""
+
+    def __init__(self, database: Database, directory: Directory, *, limit: int, metrics: Metrics) -> None:
+        self._database = database
+        self._directory = directory
+        self._metrics = metrics
+        self.limit = limit
+        self.bytes = 0
+        self._own: Log | None = None
+        self._adopted: list[Log] = []
+        # What the disk did not take; it is lost with the process. Only what was accepted without need of the disk is here.
+        self._held: list[Record] = []
+        self._away = False
+        self._disk_told = False
+        self._wake = asyncio.Event()
+        self._unsynced = asyncio.Event()
+        self._written = asyncio.Condition()
+        self._calls: Counter[str] = Counter()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._stores: set[asyncio.Task[None]] = set()
+
+    @classmethod
+    async def open(cls, database: Database, *, settings: Settings, metrics: Metrics) -> Recorder:
+        """A recorder at work. Where the spool's directory cannot be used it works without, and looks again."""
+        limit = settings.spool_limit
+        directory = Directory(settings.spool_dir, segment_bytes=min(_SEGMENT_BYTES, limit // 8))
+        recorder = cls(database, directory, limit=limit, metrics=metrics)
+        await recorder._look()
+        recorder._tasks = [
+            asyncio.create_task(recorder._for_ever(work))
+            for work in (recorder._keep_writing, recorder._keep_syncing, recorder._keep_looking)
+        ]
+        return recorder
+
+    @property
+    def depth(self) -> int:
+        """Records that wait to be written to the database."""
+        return len(self._held) + sum(known.waiting for known in self._logs())
+
+    @property
+    def oldest_seconds(self) -> float:
+        """How long the oldest of them has waited; 0 where there is none."""
+        times = [known.oldest_at for known in self._logs() if known.oldest_at is not None]
+        times += [record.at for record in self._held[:1]]
+        return max(0.0, time.time() - min(times)) if times else 0.0
+
+    def backlog(self) -> Backlog:
+        """What waits, and whether a request that came now would be recorded, as far as is known."""
+        return Backlog(
+            records=self.depth,
+            oldest_seconds=self.oldest_seconds,
+            spool_bytes=self.bytes,
+            spool_limit=self.limit,
+            takes_more=not self._away or (self._own is not None and self.bytes < self.limit),
+        )
+
+    async def start(self, beginning: Beginning) -> Running:
+        """Make an interception and its prompt durable: in the database or, where it does not answer in time, in the spool.
+
+        Raises SpoolFull or RecordingUnavailable where neither takes it: then nothing may go upstream.
+        """
+        interception = _interception(beginning)
+        # What answers a tool call finds its thread only where that is stored: what others have left goes first.
+        asks = not self._away and not (interception.correlating_tool_call_id and self._adopted)
+        if asks:
+            # Before the database has it: should this process be killed, whoever adopts its log knows what to end.
+            with suppress(OSError):
+                self._append(Kind.RUNNING, interception.id)
+        try:
+            if not (asks and await self._stored(interception)):
+                await self._spool(interception)
+        except BaseException:
+            if asks or (self._own and interception.id in self._own.running):
+                # It may have come to be stored, now or later.
+                self._add(Kind.LOST, interception.id, {"ended_at": beginning.started_at, "metadata": LOST})
+            raise
+        return Running(self, interception.id, beginning.started_at)
+
+    async def close(self) -> None:
+        """Write what can be written within a few seconds; the rest stays in the spool, for whoever adopts it."""
+        if self._own:
+            for interception_id in [*self._own.running]:
+                self._add(Kind.LOST, interception_id, {"ended_at": datetime.now(UTC), "metadata": LOST})
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSE_SECONDS), self._written:
+                await self._written.wait_for(lambda: self._away or not self.depth)
+        for task in (*self._tasks, *self._stores):
+            task.cancel()
+        await asyncio.gather(*self._tasks, *self._stores, return_exceptions=True)
+        if self._held:
+            log.error("records are lost, for neither database nor disk took them", records=len(self._held))
+        for known in self._logs():
+            with suppress(OSError):
+                if known.waiting or known.running:
+                    await known.sync()
+                    known.release()
+                else:
+                    await asyncio.to_thread(self._directory.remove, known)
+
+    def add(self, interception_id: UUID, children: Mapping[recording.Kind, Sequence[Mapping[str, Any]]]) -> None:
+        """Record children of an interception. Neither waits nor raises."""
+        if not children:
+            return
+        for tool in children.get("tool_usages", ()):
+            if len(self._calls) < _MOST_CALLS:
+                self._calls[tool["provider_tool_call_id"]] += 1
+        self._add(Kind.CHILDREN, interception_id, children)
+
+    def end(self, interception_id: UUID, *, ended_at: datetime, metadata: Mapping[str, Any]) -> None:
+        """Record the end of an interception. Neither waits nor raises."""
+        self._add(Kind.END, interception_id, {"ended_at": ended_at, "metadata": metadata})
+
+    def _logs(self) -> list[Log]:
+        return [*self._adopted, *([self._own] if self._own else [])]
+
+    def _append(self, kind: Kind, interception_id: UUID, body: bytes = b"") -> None:
+        if self._own is None:
+            message = "there is no spool"
+            raise OSError(message)
+        before = self._own.size
+        self._own.append(kind, interception_id, body)
+        self.bytes += self._own.size - before
+        self._disk_told = False
+        self._unsynced.set()
+
+    def _add(self, kind: Kind, interception_id: UUID, body: object) -> None:
+        data = _dump(body)
+        try:
+            self._append(kind, interception_id, data)
+        except OSError as problem:
+            self._tell_disk(problem)
+            self._held.append(Record(kind, interception_id, time.time(), data))
+        self._wake.set()
+
+    async def _stored(self, interception: Interception) -> bool:
+        """Whether the database has it. Within so many seconds it is not known otherwise: it may come to have it later."""
+        call = interception.correlating_tool_call_id
+        deadline = time.monotonic() + _PATIENCE
+        if call and call in self._calls:
+            try:
+                async with asyncio.timeout(_PATIENCE), self._written:
+                    await self._written.wait_for(lambda: self._away or call not in self._calls)
+            except TimeoutError:
+                return False
+            if self._away:
+                return False
+
+        async def work(connection: Connection) -> None:
+            await recording.record(connection, interception=interception)
+
+        task = asyncio.create_task(self._database.settle(work))
+        self._stores.add(task)
+        task.add_done_callback(self._stores.discard)
+        try:
+            await asyncio.wait({task}, timeout=max(0.0, deadline - time.monotonic()))
+        finally:
+            # What it still has to do, such as to cancel a statement, nobody waits for.
+            task.cancel()
+        if not task.done():
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+            self._went_away()
+            return False
+        try:
+            task.result()
+        except errors.Refusal as problem:
+            if isinstance(problem, errors.DatabaseUnavailable):
+                self._went_away()
+            return False
+        return True
+
+    async def _spool(self, interception: Interception) -> None:
+        data = _dump(_start_body(interception))
+        if self.bytes + len(data) > self.limit:
+            raise errors.SpoolFull(retry_after=_FULL_AGAIN)
+        try:
+            self._append(Kind.START, interception.id, data)
+            self._wake.set()
+            if self._own:
+                await self._own.sync()
+        except OSError as problem:
+            self._tell_disk(problem)
+            raise errors.RecordingUnavailable(retry_after=_FULL_AGAIN) from problem
+
+    def _tell_disk(self, problem: OSError) -> None:
+        if not self._disk_told:
+            self._disk_told = True
+            log.warning("the spool cannot be written", reason=problem.strerror or str(problem))
+
+    def _went_away(self) -> None:
+        if not self._away:
+            self._away = True
+            log.warning("the database does not take records: they wait in the spool")
+
+    # -- in the background -----------------------------------------------------------------------------------------------
+
+    async def _for_ever(self, work: Callable[[], Any]) -> None:
+        while True:
+            try:
+                await work()
+            except Exception:  # of a task nobody waits for: told here, or nowhere
+                log.exception("a task of the recorder failed; starting it again")
+            await asyncio.sleep(_LOOK_EVERY)
+
+    async def _keep_looking(self) -> None:
+        """Look, each second, for what others have left, and how large the spool is."""
+        while True:
+            await asyncio.sleep(_LOOK_EVERY)
+            await self._look()
+
+    async def _look(self) -> None:
+        try:
+            if self._own is None:
+                self._own = await asyncio.to_thread(self._directory.claim)
+            for adopted in await asyncio.to_thread(self._directory.adopt):
+                log.warning(
+                    "took over what a lost process had to record",
+                    log=adopted.folder.name,
+                    records=adopted.waiting,
+                    running=len(adopted.running),
+                )
+                self._adopted.append(adopted)
+                self._wake.set()
+            self.bytes = await asyncio.to_thread(self._directory.size)
+        except OSError as problem:
+            self._tell_disk(problem)
+        self._measure()
+
+    async def _keep_syncing(self) -> None:
+        while True:
+            await self._unsynced.wait()
+            await asyncio.sleep(_SYNC_AFTER)
+            self._unsynced.clear()
+            if self._own:
+                try:
+                    await self._own.sync()
+                except OSError as problem:
+                    self._tell_disk(problem)
+
+    async def _keep_writing(self) -> None:
+        rest = _LEAST_REST
+        while True:
+            try:
+                if not await self._write_some():
+                    await self._wake.wait()
+                    self._wake.clear()
+                    continue
+                rest = _LEAST_REST
+                if self._away:
+                    self._away = False
+                    log.info("the database takes records again", waiting=self.depth)
+            except (errors.Refusal, OSError) as problem:
+                if isinstance(problem, errors.DatabaseUnavailable):
+                    self._went_away()
+                reason = problem.message if isinstance(problem, errors.Refusal) else str(problem)
+                log.warning("what is to be recorded could not be written; trying again", reason=reason, seconds=rest)
+                self._metrics.recorder_retries.inc()
+                await self._tell_written()
+                await asyncio.sleep(rest)
+                rest = min(2 * rest, _MOST_REST)
+
+    async def _write_some(self) -> bool:
+        """Write the next batch; False where nothing waits. What others have left goes first: it is older."""
+        for known in self._logs():
+            if known.waiting:
+                records, after = await asyncio.to_thread(known.read, most=_BATCH_RECORDS, most_bytes=_BATCH_BYTES)
+                await self._write(records)
+                # Where there are none, those that waited are in a part that cannot be read.
+                known.consume(after, records=len(records) or known.waiting)
+                await self._tell_written()
+                return True
+            if known is not self._own:
+                await self._end_lost(known)
+                await asyncio.to_thread(self._directory.remove, known)
+                self._adopted.remove(known)
+                await self._tell_written()
+                return True
+        if self._held:
+            # Only now that the spool is empty: these are younger.
+            records = self._held[:_BATCH_RECORDS]
+            await self._write(records)
+            del self._held[: len(records)]
+            await self._tell_written()
+            return True
+        return False
+
+    async def _end_lost(self, lost: Log) -> None:
+        """End what a process that is gone was serving: when it gave its last sign of life."""
+        body = _dump({"ended_at": datetime.fromtimestamp(lost.last_at, UTC), "metadata": LOST})
+        running = sorted(lost.running)
+        for first in range(0, len(running), _BATCH_RECORDS):
+            batch = running[first : first + _BATCH_RECORDS]
+            await self._write([Record(Kind.LOST, interception_id, lost.last_at, body) for interception_id in batch])
+
+    async def _write(self, records: Sequence[Record]) -> None:
+        """Bring records to the database, in order; those that it will never take, to the dead letters."""
+        works: dict[UUID, _Work] = {}
+        calls: set[str] = set()
+        told: list[str] = []
+        buried = 0
+        for record in records:
+            body: Any = jsontext.parse(record.body)
+            work = works.get(record.interception_id)
+            answered = body["correlating_tool_call_id"] if record.kind is Kind.START else None
+            if answered in calls or (work and (record.kind is Kind.START or work.end)):
+                # What answers a tool call finds its thread only where that is stored.
+                buried += await self._write_together(works)
+                works, calls = {}, set()
+            work = works.setdefault(record.interception_id, _Work())
+            work.records.append(record)
+            _take(work, record, body)
+            if record.kind is Kind.CHILDREN:
+                told += [tool["provider_tool_call_id"] for tool in body.get("tool_usages", ())]
+                calls.update(told)
+        buried += await self._write_together(works)
+        self._metrics.recorder_records.labels("written").inc(len(records) - buried)
+        self._metrics.recorder_records.labels("buried").inc(buried)
+        for call in told:
+            self._calls[call] -= 1
+            if self._calls[call] <= 0:
+                del self._calls[call]
+
+    async def _write_together(self, works: dict[UUID, _Work]) -> int:
+        """Write in one transaction what can be written; how many records the database will never take."""
+        buried = 0
+        while works:
+            try:
+                await self._database.settle(functools.partial(_store, works=works))
+            except _Refused as refused:
+                for interception_id, refusal in refused.refusals.items():
+                    buried += await self._bury(works.pop(interception_id), refusal)
+            except errors.TooLarge as problem:
+                return buried + await self._write_apart(works, problem)
+            except errors.Refusal:
+                raise
+            except (
+                Exception
+            ) as problem:  # of the records or of this program: it must not keep the others from the database
+                log.exception("records met a defect")
+                return buried + await self._write_apart(works, problem)
+            else:
+                break
+        return buried
+
+    async def _write_apart(self, works: dict[UUID, _Work], problem: Exception) -> int:
+        """Find out which of several it is that cannot be written, and bury that; how many records these are."""
+        if len(works) == 1:
+            return sum([await self._bury(work, problem) for work in works.values()])
+        return sum([await self._write_together({interception_id: work}) for interception_id, work in works.items()])
+
+    async def _bury(self, work: _Work, problem: Exception) -> int:
+        reason = problem.message if isinstance(problem, errors.Refusal) else type(problem).__name__
+        validations = problem.validations if isinstance(problem, errors.Refusal) else ()
+        for record in work.records:
+            kind = record.kind.name.lower()
+            letter = {
+                "interception_id": record.interception_id,
+                "kind": kind,
+                "at": datetime.fromtimestamp(record.at, UTC),
+                "reason": reason,
+                "validations": [{"field": wrong.field, "detail": wrong.detail} for wrong in validations],
+                "record": jsontext.parse(record.body),
+            }
+            await asyncio.to_thread(self._directory.bury, _dump(letter))
+            log.error(
+                "a record went to the dead letters",
+                interception_id=str(record.interception_id),
+                kind=kind,
+                reason=reason,
+            )
+        return len(work.records)
+
+    async def _tell_written(self) -> None:
+        self._measure()
+        async with self._written:
+            self._written.notify_all()
+
+    def _measure(self) -> None:
+        self._metrics.recorder_waiting.set(self.depth)
+        self._metrics.recorder_oldest.set(self.oldest_seconds)
+        self._metrics.spool_bytes.set(self.bytes)
+        self._metrics.spool_limit.set(self.limit)
+
+
+RECORDER = web.AppKey("recorder", Recorder)
+
+
+async def _store(connection: Connection, *, works: Mapping[UUID, _Work]) -> None:
+    starts = {interception_id: work.start for interception_id, work in works.items() if work.start}
+    additions = {
+        interception_id: addition
+        for interception_id, work in works.items()
+        if (addition := work.addition(interception_id))
+    }
+    for ids, store in (
+        ([*starts], lambda: recording.record_batch(connection, interceptions=[*starts.values()])),
+        ([*additions], lambda: recording.add_batch(connection, additions=[*additions.values()])),
+    ):
+        if ids:
+            try:
+                await store()
+            except Conflicting as conflicting:
+                raise _Refused({ids[position]: refusal for position, refusal in conflicting.refusals.items()}) from None
+
+
+def _interception(beginning: Beginning) -> Interception:
+    interception_id = uuid.uuid4()
+    answers = beginning.answers_tool_call
+    sent = {
+        "id": interception_id,
+        "initiator_id": beginning.initiator_id,
+        "api_key_id": beginning.token_id,
+        "provider": beginning.provider,
+        "provider_name": beginning.provider_name,
+        "model": beginning.model[:_MOST_NAME],
+        "client": beginning.client[:_MOST_CLIENT],
+        "metadata": beginning.metadata,
+        "started_at": beginning.started_at,
+        "client_session_id": beginning.session_id[:_MOST_SESSION] if beginning.session_id else None,
+    }
+    prompts = (
+        []
+        if beginning.prompt is None
+        else [
+            {
+                "id": recording.child_id(interception_id, kind="user_prompts", position=0),
+                "interception_id": interception_id,
+                # It is recorded before there is an answer.
+                "provider_response_id": "",
+                "prompt": beginning.prompt,
+                "metadata": {},
+                "created_at": beginning.started_at,
+            }
+        ]
+    )
+    return Interception(
+        sent=_clean(sent),
+        correlating_tool_call_id=_clean(answers[:_MOST_NAME]) if answers else None,
+        children=_clean({"user_prompts": prompts}),
+    )
+
+
+def _start_body(interception: Interception) -> dict[str, Any]:
+    return {
+        "sent": interception.sent,
+        "correlating_tool_call_id": interception.correlating_tool_call_id,
+        "children": interception.children,
+    }
+
+
+def _take(work: _Work, record: Record, body: Any) -> None:
+    """Add what a record says to what is to be written of its interception."""
+    if record.kind is Kind.START:
+        work.start = Interception(
+            sent=_restored(body["sent"]),
+            correlating_tool_call_id=body["correlating_tool_call_id"],
+            children={kind: [_restored(child) for child in children] for kind, children in body["children"].items()},
+        )
+    elif record.kind is Kind.CHILDREN:
+        for kind, children in body.items():
+            work.children.setdefault(kind, []).extend(_restored(child) for child in children)
+    else:
+        work.end = Addition(
+            record.interception_id,
+            ended_at=instants.parse(body["ended_at"]),
+            metadata=body["metadata"],
+            only_if_running=record.kind is Kind.LOST,
+        )
+
+
+def _dump(body: object) -> bytes:
+    return jsontext.dump(_clean(body, plain=True)).encode()
+
+
+def _clean(value: Any, *, plain: bool = False) -> Any:
+    """As PostgreSQL can hold it, and, where it is to be `plain`, in the terms of JSON."""
+    if isinstance(value, str):
+        return jsontext.cleaned(value)
+    if isinstance(value, Mapping):
+        return {jsontext.cleaned(name): _clean(member, plain=plain) for name, member in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_clean(member, plain=plain) for member in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if plain and isinstance(value, UUID):
+        return str(value)
+    return instants.format(value) if plain and isinstance(value, datetime) else value
+
+
+_IDS: Final = frozenset({"id", "interception_id", "initiator_id"})
+_INSTANTS: Final = frozenset({"started_at", "created_at"})
+
+
+def _restored(members: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: UUID(value) if name in _IDS else instants.parse(value) if name in _INSTANTS else value
+        for name, value in members.items()
+    }

@@ -1,0 +1,367 @@
+"""The providers as the bridge calls them: which headers go and come back, what is tried again, and when it is not tried."""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import io
+import math
+import random
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final
+
+import aiohttp
+import structlog
+from multidict import CIMultiDict, CIMultiDictProxy
+from prometheus_client import Counter, Gauge
+from yarl import URL
+
+from service import errors
+from service.bridge.providers import Instance
+from service.bridge.request_log import Exchange
+from service.settings import Settings
+
+log = structlog.get_logger("bridgelog.upstream")
+
+_TRIED_AGAIN: Final = frozenset({408, 409, 429})
+_BREAKING: Final = frozenset({429, 503, 504, 529})
+_LONGEST_WAIT: Final = 60.0
+_FIRST_WAIT: Final = 0.5
+_MOST_BREAKERS: Final = 1_000
+# A client that gets more than this as one piece of bytes sends it as such, in one go on the event loop.
+_IN_ONE_PIECE: Final = 512 * 1024
+# What is read of an answer that is not handed on, and for how long: then its connection can be used again.
+_DISCARDED_BYTES: Final = 64 * 1024
+_DISCARDING_SECONDS: Final = 1.0
+_IDLE_SECONDS: Final = 30.0
+
+_HOP_BY_HOP: Final = frozenset(
+    {
+        "connection",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+# What signs somebody in, here or there.
+CREDENTIALS: Final = frozenset(
+    {"authorization", "x-api-key", "api-key", "x-auth-token", "x-goog-api-key", "coder-session-token", "cookie"}
+)
+# content-encoding: the body has been unpacked by then. expect: it has been met.
+_NOT_SENT: Final = (
+    _HOP_BY_HOP | CREDENTIALS | {"host", "content-length", "content-encoding", "accept-encoding", "expect"}
+)
+# What a provider says of its own address, and would be taken for this one's. And location: clients would follow it, with
+# the token that they hold.
+_NOT_RETURNED: Final = _HOP_BY_HOP | {
+    "alt-svc",
+    "clear-site-data",
+    "content-length",
+    "content-location",
+    "location",
+    "nel",
+    "refresh",
+    "report-to",
+    "reporting-endpoints",
+    "server",
+    "set-cookie",
+    "set-cookie2",
+    "strict-transport-security",
+    "x-accel-buffering",
+    "x-accel-redirect",
+    "x-bridgelog-request-id",
+    "x-sendfile",
+}
+
+
+def headers_to_send(headers: CIMultiDictProxy[str], *, credentials: Mapping[str, str]) -> CIMultiDict[str]:
+    """What goes to the provider of a client's headers, with those that carry the key."""
+    dropped = _NOT_SENT | _named_in_connection(headers)
+    sent: CIMultiDict[str] = CIMultiDict()
+    for name, value in headers.items():
+        lower = name.lower()
+        # Bytes that are no UTF-8 come as surrogates, and cannot be sent.
+        if lower not in dropped and not lower.startswith("x-ai-bridge-") and _is_sendable(value):
+            sent.add(name, value)
+    sent.update(credentials)
+    # Without it a server may choose, and what an answer used could not be read of some encodings.
+    sent["Accept-Encoding"] = "identity"
+    return sent
+
+
+def headers_to_return(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
+    """What comes back to the client of a provider's headers."""
+    dropped = _NOT_RETURNED | _named_in_connection(headers)
+    return CIMultiDict(
+        (name, value) for name, value in headers.items() if name.lower() not in dropped and _is_sendable(value)
+    )
+
+
+def _named_in_connection(headers: CIMultiDictProxy[str]) -> set[str]:
+    return {
+        name.strip().lower() for value in headers.getall("Connection", ()) for name in value.split(",") if name.strip()
+    }
+
+
+def _is_sendable(value: str) -> bool:
+    if value.isascii():
+        return True
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+@dataclass(slots=True)
+class Call:
+    """One request to a provider."""
+
+    instance: Instance
+    method: str
+    url: URL
+    headers: CIMultiDict[str]
+    body: bytes
+    endpoint: str  # the path below the base URL, as configured
+    model: str
+
+
+@dataclass(slots=True)
+class Answer:
+    """What the provider answered; its body is still to come. Close it, whatever happens."""
+
+    response: aiohttp.ClientResponse
+    exchange: Exchange | None
+    attempts: int
+
+    def close(self) -> None:
+        """Done with it: a connection whose answer was read to its end can be used again, any other is closed."""
+        if self.response.content.at_eof():
+            self.response.release()
+        else:
+            self.response.close()
+        if self.exchange:
+            self.exchange.close()
+
+
+class Breaker:
+    """Leaves alone what has failed so many times in a row: for so many seconds, and until one request of it is answered.
+
+    Counted for each instance, endpoint and model; of too many, the longest unused are forgotten. With `failures` 0 it does
+    nothing.
+    """
+
+    def __init__(
+        self, *, failures: int, seconds: float, gauge: Gauge, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._failures = failures
+        self._seconds = seconds
+        self._gauge = gauge
+        self._clock = clock
+        self._known: OrderedDict[tuple[str, str, str], _Circuit] = OrderedDict()
+
+    def check(self, instance: Instance, endpoint: str, model: str) -> None:
+        """Raises BreakerOpen where that is left alone; one request is let through when its time is over."""
+        circuit = self._known.get((instance.name, endpoint, model))
+        if circuit is None or circuit.closed_until is None:
+            return
+        now = self._clock()
+        if now < circuit.closed_until:
+            raise errors.BreakerOpen(retry_after=max(1, math.ceil(circuit.closed_until - now)))
+        # The one that is let through has as long to tell how it went; after that, another one is.
+        circuit.closed_until = now + self._seconds
+        self._tell((instance.name, endpoint, model), 1)
+
+    def is_open(self, call: Call) -> bool:
+        """Whether a request of that kind would not be let through."""
+        circuit = self._known.get(_kind(call))
+        return circuit is not None and circuit.closed_until is not None
+
+    def note(self, call: Call, status: int) -> None:
+        """An answer came."""
+        if not self._failures:
+            return
+        kind = _kind(call)
+        if status not in _BREAKING:
+            if self._known.pop(kind, None):
+                self._forget(kind)
+            return
+        circuit = self._known.setdefault(kind, _Circuit())
+        self._known.move_to_end(kind)
+        circuit.failures += 1
+        if circuit.failures >= self._failures:
+            if circuit.closed_until is None:
+                log.warning("a circuit breaker opened", provider=kind[0], endpoint=kind[1], status=status)
+            circuit.closed_until = self._clock() + self._seconds
+            self._tell(kind, 2)
+        else:
+            self._tell(kind, 0)
+        if len(self._known) > _MOST_BREAKERS:
+            self._forget(self._known.popitem(last=False)[0])
+
+    def _tell(self, kind: tuple[str, str, str], state: int) -> None:
+        self._gauge.labels(*kind).set(state)
+
+    def _forget(self, kind: tuple[str, str, str]) -> None:
+        with suppress(KeyError):
+            self._gauge.remove(*kind)
+
+
+@dataclass(slots=True)
+class _Circuit:
+    failures: int = 0
+    closed_until: float | None = None  # to requests
+
+
+def _kind(call: Call) -> tuple[str, str, str]:
+    return call.instance.name, call.endpoint, call.model
+
+
+class Upstream:
+    """Calls providers, over connections that it keeps."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        breaker: Breaker,
+        retried: Counter,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        jitter: Callable[[float, float], float] = random.uniform,
+    ) -> None:
+        self.breaker = breaker
+        self._retried = retried
+        self._retries = settings.upstream_retries
+        self._sleep = sleep
+        self._jitter = jitter
+        self._session = aiohttp.ClientSession(  # noqa: TID251  # the bridge's calls are those that the service makes
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_SECONDS),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(
+                total=None, sock_connect=settings.upstream_connect_timeout, sock_read=settings.upstream_timeout
+            ),
+            # The client gets the bytes that came.
+            auto_decompress=False,
+            skip_auto_headers=("Accept", "Content-Type", "User-Agent"),
+            max_line_size=64 * 1024,
+            max_field_size=64 * 1024,
+        )
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._session.close()
+
+    async def ask(self, call: Call, *, log_exchange: Callable[[int], Exchange | None]) -> Answer:
+        """The provider's answer, as soon as its head is there; tried again where that may help.
+
+        `log_exchange` is asked, for each attempt, where it is to be logged. Raises ProviderUnavailable.
+        """
+        attempt = 0
+        while True:
+            attempt += 1
+            exchange = log_exchange(attempt)
+            try:
+                response = await self._send(call, exchange)
+            except (aiohttp.ClientError, OSError, TimeoutError) as problem:
+                if exchange:
+                    exchange.fail(type(problem).__name__)
+                    exchange.close()
+                # Who has said nothing for so long would not be quicker a second time.
+                if isinstance(problem, aiohttp.SocketTimeoutError) or attempt > self._retries:
+                    log.warning(
+                        "a provider gave no answer",
+                        provider=call.instance.name,
+                        reason=type(problem).__name__,
+                        attempts=attempt,
+                    )
+                    late = isinstance(problem, aiohttp.SocketTimeoutError)
+                    raise errors.ProviderUnavailable(
+                        "It took too long." if late else "It could not be reached, or closed the connection."
+                    ) from problem
+                wait = self._backoff(attempt)
+            except BaseException:
+                if exchange:
+                    exchange.close()
+                raise
+            else:
+                answer = Answer(response, exchange, attempt)
+                try:
+                    self.breaker.note(call, response.status)
+                    patience = self._wait(response, attempt)
+                    if patience is None or self.breaker.is_open(call):
+                        return answer
+                    wait = patience
+                    await _discard(answer)
+                except BaseException:
+                    answer.close()
+                    raise
+                answer.close()
+            self._retried.labels(call.instance.name).inc()
+            await self._sleep(wait)
+
+    async def _send(self, call: Call, exchange: Exchange | None) -> aiohttp.ClientResponse:
+        if exchange:
+            exchange.ask(call.method, call.url, call.headers, call.body)
+        bare = call.method in {"GET", "HEAD", "OPTIONS"} and not call.body
+        response = await self._session.request(
+            call.method,
+            call.url,
+            headers=call.headers,
+            data=None if bare else call.body if len(call.body) <= _IN_ONE_PIECE else io.BytesIO(call.body),
+            allow_redirects=False,
+        )
+        if exchange:
+            exchange.answer(response.status, response.reason or "", response.headers)
+        return response
+
+    def _wait(self, response: aiohttp.ClientResponse, attempt: int) -> float | None:
+        """The seconds until it is tried again; None where it is not."""
+        status = response.status
+        if attempt > self._retries or not (status in _TRIED_AGAIN or status >= 500):
+            return None
+        told = _retry_after(response.headers)
+        if told is None:
+            return self._backoff(attempt)
+        # One that asks for more patience is not asked sooner: the client hears of it.
+        return told if told <= _LONGEST_WAIT else None
+
+    def _backoff(self, attempt: int) -> float:
+        wait = _FIRST_WAIT * 2 ** (attempt - 1)
+        return self._jitter(0.75 * wait, wait)
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """The seconds that a provider asks to wait, from now on; None where it says nothing that can be understood."""
+    for name, unit in (("Retry-After-Ms", 0.001), ("Retry-After", 1.0)):
+        value = headers.get(name, "").strip()
+        try:
+            seconds = float(value) * unit
+        except ValueError:
+            continue
+        if 0 <= seconds < math.inf:
+            return seconds
+    try:
+        moment = email.utils.parsedate_to_datetime(headers.get("Retry-After", ""))
+        return max(0.0, moment.timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return None
+
+
+async def _discard(answer: Answer) -> None:
+    """Read the rest of an answer that is not handed on, if it is short and comes soon."""
+    left = _DISCARDED_BYTES
+    with suppress(aiohttp.ClientError, OSError, TimeoutError):
+        async with asyncio.timeout(_DISCARDING_SECONDS):
+            while left > 0 and (chunk := await answer.response.content.readany()):
+                left -= len(chunk)
+                if answer.exchange:
+                    answer.exchange.add(chunk)
