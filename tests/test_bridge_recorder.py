@@ -41,8 +41,9 @@ def spool(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-async def opening(settings: Settings, spool: Path) -> AsyncIterator[Open]:
+async def opening(settings: Settings, spool: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Open]:
     """Recorders on a database, closed at the end: `await opening(url)`."""
+    monkeypatch.setattr(recording, "_SETTLED_AFTER", 1.0)
     async with contextlib.AsyncExitStack() as stack:
 
         async def open_one(url: str, **changes: Any) -> Recorder:
@@ -431,6 +432,9 @@ async def test_who_goes_away_while_the_start_is_stored_leaves_nothing_running(
     for outcome in outcomes:
         if isinstance(outcome, Running):
             outcome.end(status="cancelled", detail={})
+    assert recorder._own is not None
+    own = recorder._own
+    await until(lambda: not own.running)
     await drained(recorder)
     assert sql("SELECT count(*) FROM aibridge_interceptions WHERE ended_at IS NULL") == [(0,)]
 
@@ -517,6 +521,10 @@ async def test_a_disk_that_does_not_take_it_refuses(
     assert os.fsync is whole
     other = await serve(recorder, 2)
     await wire.mend()
+    await drained(recorder)
+    assert recorder._own is not None
+    own = recorder._own
+    await until(lambda: not own.running)
     await drained(recorder)
     check(sql, {accepted.id: 0, other.id: 2})
     # The one that was refused may have been recorded, but then it has ended.
@@ -718,8 +726,9 @@ async def test_two_processes_on_one_directory_and_one_is_killed(
     opening: Open, database_url: str, spool: Path, sql: Sql
 ) -> None:
     first, second = Worker(database_url, spool, 400, 10), Worker(database_url, spool, 400, 10)
-    await asyncio.gather(*(worker.hear(lambda promised: len(promised.started) == 400) for worker in (first, second)))
+    await asyncio.gather(*(worker.hear(lambda promised: len(promised.ended) == 390) for worker in (first, second)))
     first.kill()
+    await second.hear(lambda promised: len(promised.started) == 400)
     held = second.promised.started - second.promised.ended.keys()
 
     def running() -> set[UUID]:

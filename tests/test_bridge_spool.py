@@ -148,7 +148,14 @@ def test_running_interceptions_outlive_the_segments_that_say_so(directory: Direc
     log.append(Kind.LOST, lost, b"{}")
     fill(log, 100)
     drain(log)
-    assert crash(directory, log).running == {kept}
+    log = crash(directory, log)
+    assert log.running == {kept}
+    # Whoever adopts it adds to it, and it is still known when the process that is gone gave its last sign of life.
+    last_at = log.last_at
+    log.append(Kind.CONSUMED, UUID(int=0), bytes(8))
+    log = crash(directory, log)
+    assert (log.running, log.last_at) == ({kept}, last_at)
+    log.release()
 
 
 @pytest.mark.parametrize("cut", ["torn", "spoilt", "garbage"])

@@ -19,7 +19,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
@@ -41,7 +41,9 @@ log = structlog.get_logger("bridgelog.recorder")
 
 # For how long a request waits for the database before it makes do with the spool.
 _PATIENCE: Final = 2.0
-_BATCH_RECORDS: Final = 500
+# A commit that its sender has not lived to see answered is through, or never will be: as long as one waits for a lock.
+_SETTLED_AFTER: Final = 10.0
+_BATCH_RECORDS: Final = 200
 _BATCH_BYTES: Final = 1024 * 1024
 _LEAST_REST: Final = 0.25
 _MOST_REST: Final = 5.0
@@ -176,20 +178,24 @@ class _Work:
 
     records: list[Record] = field(default_factory=list)
     start: Interception | None = None
-    children: dict[recording.Kind, list[dict[str, Any]]] = field(default_factory=dict)
+    children: dict[recording.Kind, list[Mapping[str, Any]]] = field(default_factory=dict)
     end: Addition | None = None
 
+    def take(self, content: Interception | Addition) -> None:
+        """Add what a record says."""
+        if isinstance(content, Interception):
+            self.start = content
+            return
+        for kind, children in content.children.items():
+            self.children.setdefault(kind, []).extend(children)
+        if content.ended_at is not None:
+            self.end = content
+
     def addition(self, interception_id: UUID) -> Addition | None:
-        if not self.children and self.end is None:
-            return None
-        end = self.end or Addition(interception_id)
-        return Addition(
-            interception_id,
-            children=self.children,
-            ended_at=end.ended_at,
-            metadata=end.metadata,
-            only_if_running=end.only_if_running and not self.children,
-        )
+        """What comes to it when it is stored."""
+        if self.end is None:
+            return Addition(interception_id, children=self.children) if self.children else None
+        return replace(self.end, children=self.children, only_if_running=self.end.only_if_running and not self.children)
 
 
 class _Refused(Exception):
@@ -220,6 +226,10 @@ class Recorder:
         self._written = asyncio.Condition()
         self._calls: Counter[str] = Counter()
         self._tasks: list[asyncio.Task[None]] = []
+        self._starting: list[tuple[Interception, asyncio.Future[Exception | None]]] = []
+        self._storing: asyncio.Task[None] | None = None
+        self._unsettled: set[UUID] = set()
+        self._forsaken: set[UUID] = set()
         self._stores: set[asyncio.Task[None]] = set()
 
     @classmethod
@@ -274,8 +284,7 @@ class Recorder:
                 await self._spool(interception)
         except BaseException:
             if asks or (self._own and interception.id in self._own.running):
-                # It may have come to be stored, now or later.
-                self._add(Kind.LOST, interception.id, {"ended_at": beginning.started_at, "metadata": LOST})
+                self._forsake(interception.id)
             raise
         return Running(self, interception.id, beginning.started_at)
 
@@ -347,29 +356,78 @@ class Recorder:
                 return False
             if self._away:
                 return False
-
-        async def work(connection: Connection) -> None:
-            await recording.record(connection, interception=interception)
-
-        task = asyncio.create_task(self._database.settle(work))
-        self._stores.add(task)
-        task.add_done_callback(self._stores.discard)
+        told: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
+        self._starting.append((interception, told))
+        if self._storing is None:
+            self._storing = asyncio.create_task(self._store_starts())
+            self._stores.add(self._storing)
+            self._storing.add_done_callback(self._stores.discard)
         try:
-            await asyncio.wait({task}, timeout=max(0.0, deadline - time.monotonic()))
-        finally:
-            # What it still has to do, such as to cancel a statement, nobody waits for.
-            task.cancel()
-        if not task.done():
-            task.add_done_callback(lambda done: done.cancelled() or done.exception())
-            self._went_away()
-            return False
-        try:
-            task.result()
-        except errors.Refusal as problem:
-            if isinstance(problem, errors.DatabaseUnavailable):
+            await asyncio.wait({told}, timeout=max(0.0, deadline - time.monotonic()))
+            if not told.done():
                 self._went_away()
-            return False
-        return True
+                # What it still has to do, such as to cancel a statement, nobody waits for.
+                if self._storing is not None:
+                    self._storing.cancel()
+                    self._storing = None
+                return False
+        finally:
+            told.cancel()
+        problem = None if told.cancelled() else told.result()
+        if isinstance(problem, errors.DatabaseUnavailable):
+            self._went_away()
+        elif problem and not isinstance(problem, errors.Refusal):
+            raise problem
+        return not told.cancelled() and problem is None
+
+    def _forsake(self, interception_id: UUID) -> None:
+        """End what may have come to be stored, or may yet be, although nobody serves it: once that is settled."""
+        if interception_id in self._unsettled:
+            self._forsaken.add(interception_id)
+            return
+        body = {"ended_at": datetime.now(UTC), "metadata": LOST}
+        asyncio.get_running_loop().call_later(_SETTLED_AFTER, self._add, Kind.LOST, interception_id, body)
+
+    async def _store_starts(self) -> None:
+        """Store what is to be started, in one transaction all that came while the one before was under way."""
+        batch: list[tuple[Interception, asyncio.Future[Exception | None]]] = []
+        try:
+            while self._starting:
+                batch = [(start, told) for start, told in self._starting[:_BATCH_RECORDS] if not told.done()]
+                del self._starting[:_BATCH_RECORDS]
+                self._unsettled |= {start.id for start, _ in batch}
+                problem = await self._begun([start for start, _ in batch])
+                for start, told in batch:
+                    # A defect of one of them is that one's alone.
+                    alone = problem and not isinstance(problem, errors.Refusal) and len(batch) > 1
+                    outcome = await self._begun([start]) if alone else problem
+                    if not told.done():
+                        told.set_result(outcome)
+                self._settle(batch)
+        finally:
+            self._settle(batch)
+            for _, told in batch:
+                told.cancel()
+            if self._storing is asyncio.current_task():
+                self._storing = None
+
+    def _settle(self, batch: Sequence[tuple[Interception, object]]) -> None:
+        settled = {start.id for start, _ in batch}
+        self._unsettled -= settled
+        for interception_id in self._forsaken & settled:
+            self._forsaken.discard(interception_id)
+            self._forsake(interception_id)
+
+    async def _begun(self, starts: Sequence[Interception]) -> Exception | None:
+        async def work(connection: Connection) -> None:
+            await recording.record_batch(connection, interceptions=starts)
+
+        try:
+            if starts:
+                await self._database.settle(work)
+        except Exception as problem:  # noqa: BLE001  # those who wait for it raise it
+            return problem
+        return None
 
     async def _spool(self, interception: Interception) -> None:
         data = _dump(_start_body(interception))
@@ -426,6 +484,8 @@ class Recorder:
             self.bytes = await asyncio.to_thread(self._directory.size)
         except OSError as problem:
             self._tell_disk(problem)
+        if self._adopted:
+            self._wake.set()
         self._measure()
 
     async def _keep_syncing(self) -> None:
@@ -471,7 +531,7 @@ class Recorder:
                 known.consume(after, records=len(records) or known.waiting)
                 await self._tell_written()
                 return True
-            if known is not self._own:
+            if known is not self._own and (not known.running or time.time() - known.last_at >= _SETTLED_AFTER):
                 await self._end_lost(known)
                 await asyncio.to_thread(self._directory.remove, known)
                 self._adopted.remove(known)
@@ -500,19 +560,19 @@ class Recorder:
         calls: set[str] = set()
         told: list[str] = []
         buried = 0
-        for record in records:
-            body: Any = jsontext.parse(record.body)
+        # In a thread, lest a long backlog keep those waiting who are served.
+        for record, content in await asyncio.to_thread(_read_all, records):
             work = works.get(record.interception_id)
-            answered = body["correlating_tool_call_id"] if record.kind is Kind.START else None
-            if answered in calls or (work and (record.kind is Kind.START or work.end)):
+            answered = content.correlating_tool_call_id if isinstance(content, Interception) else None
+            if answered in calls or (work and (work.end or isinstance(content, Interception))):
                 # What answers a tool call finds its thread only where that is stored.
                 buried += await self._write_together(works)
                 works, calls = {}, set()
             work = works.setdefault(record.interception_id, _Work())
             work.records.append(record)
-            _take(work, record, body)
-            if record.kind is Kind.CHILDREN:
-                told += [tool["provider_tool_call_id"] for tool in body.get("tool_usages", ())]
+            work.take(content)
+            if isinstance(content, Addition):
+                told += [tool["provider_tool_call_id"] for tool in content.children.get("tool_usages", ())]
                 calls.update(told)
         buried += await self._write_together(works)
         self._metrics.recorder_records.labels("written").inc(len(records) - buried)
@@ -650,24 +710,28 @@ def _start_body(interception: Interception) -> dict[str, Any]:
     }
 
 
-def _take(work: _Work, record: Record, body: Any) -> None:
-    """Add what a record says to what is to be written of its interception."""
+def _read_all(records: Sequence[Record]) -> list[tuple[Record, Interception | Addition]]:
+    return [(record, _read(record)) for record in records]
+
+
+def _read(record: Record) -> Interception | Addition:
+    """What a record says, in the words of the store."""
+    body: Any = jsontext.parse(record.body)
     if record.kind is Kind.START:
-        work.start = Interception(
+        return Interception(
             sent=_restored(body["sent"]),
             correlating_tool_call_id=body["correlating_tool_call_id"],
             children={kind: [_restored(child) for child in children] for kind, children in body["children"].items()},
         )
-    elif record.kind is Kind.CHILDREN:
-        for kind, children in body.items():
-            work.children.setdefault(kind, []).extend(_restored(child) for child in children)
-    else:
-        work.end = Addition(
-            record.interception_id,
-            ended_at=instants.parse(body["ended_at"]),
-            metadata=body["metadata"],
-            only_if_running=record.kind is Kind.LOST,
-        )
+    if record.kind is Kind.CHILDREN:
+        children = {kind: [_restored(child) for child in children] for kind, children in body.items()}
+        return Addition(record.interception_id, children=children)
+    return Addition(
+        record.interception_id,
+        ended_at=instants.parse(body["ended_at"]),
+        metadata=body["metadata"],
+        only_if_running=record.kind is Kind.LOST,
+    )
 
 
 def _dump(body: object) -> bytes:

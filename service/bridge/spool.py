@@ -206,8 +206,7 @@ class Log:
                     self.consumed = max(self.consumed, _POSITION.unpack(record.body)[0])
                 elif record.kind in _WAITING:
                     waiting.append((segment.base + after, record.at))
-                self._follow(record.kind, record.interception_id)
-                self.last_at = record.at
+                self._follow(record.kind, record.interception_id, record.at)
         left = [at for after, at in waiting if after > self.consumed]
         self.waiting, self.oldest_at = len(left), left[0] if left else None
 
@@ -219,7 +218,7 @@ class Log:
             self._rotated.append(self._descriptor)
         self._descriptor = descriptor
         self._segments.append(_Segment(path, base, 0))
-        at = time.time()
+        at = self.last_at
         heads = [_frame(Kind.RUNNING, running, at) for running in self.running]
         self._write(b"".join([_frame(Kind.CONSUMED, _NONE, at, _POSITION.pack(self.consumed)), *heads]))
 
@@ -236,14 +235,15 @@ class Log:
         segment.size += len(frames)
 
     def _note(self, kind: Kind, interception_id: UUID, at: float) -> None:
-        self._follow(kind, interception_id)
-        self.last_at = at
+        self._follow(kind, interception_id, at)
         if kind in _WAITING:
             self.waiting += 1
             if self.oldest_at is None:
                 self.oldest_at = at
 
-    def _follow(self, kind: Kind, interception_id: UUID) -> None:
+    def _follow(self, kind: Kind, interception_id: UUID, at: float) -> None:
+        if kind is not Kind.CONSUMED:  # which whoever adopts the log notes, too
+            self.last_at = at
         if kind in {Kind.RUNNING, Kind.START}:
             self.running.add(interception_id)
         elif kind in {Kind.END, Kind.LOST}:

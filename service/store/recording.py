@@ -223,8 +223,7 @@ async def end(
         raise errors.InvalidBody(validations=[Validation("ended_at", _ENDS_TOO_EARLY)])
     await connection.rows("recording/end_interceptions", ids=[interception_id], ended_at=[ended_at])
     if merged is not None:
-        await connection.run("recording/keep_metadata", interception_id=interception_id, metadata=merged)
-        await connection.run("recording/merge_metadata", interception_id=interception_id, metadata=merged)
+        await _merge_metadata(connection, {interception_id: merged})
     return True
 
 
@@ -273,10 +272,15 @@ async def _end_all(connection: Connection, ends: Mapping[UUID, tuple[datetime, M
     await connection.rows(
         "recording/end_interceptions", ids=list(ends), ended_at=[ended_at for ended_at, _ in ends.values()]
     )
-    for interception_id, (_, metadata) in ends.items():
-        merged = jsontext.dump(metadata)
-        await connection.run("recording/keep_metadata", interception_id=interception_id, metadata=merged)
-        await connection.run("recording/merge_metadata", interception_id=interception_id, metadata=merged)
+    await _merge_metadata(
+        connection, {interception_id: jsontext.dump(metadata) for interception_id, (_, metadata) in ends.items()}
+    )
+
+
+async def _merge_metadata(connection: Connection, merged: Mapping[UUID, str]) -> None:
+    ids, metadata = list(merged), list(merged.values())
+    await connection.run("recording/keep_metadata", ids=ids, metadata=metadata)
+    await connection.run("recording/merge_metadata", ids=ids, metadata=metadata)
 
 
 _ENDS_TOO_EARLY = "must not be before started_at"
