@@ -274,7 +274,8 @@ class Recorder:
         """
         interception = _interception(beginning)
         # What answers a tool call finds its thread only where that is stored: what others have left goes first.
-        asks = not self._away and not (interception.correlating_tool_call_id and self._adopted)
+        behind = interception.correlating_tool_call_id and any(known.waiting for known in self._adopted)
+        asks = not self._away and not behind
         if asks:
             # Before the database has it: should this process be killed, whoever adopts its log knows what to end.
             with suppress(OSError):
