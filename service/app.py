@@ -91,7 +91,10 @@ def build_app(settings: Settings, *, database_url: str, metrics_folder: Path | N
         database = await db.connect(settings, database_url, loaded, observer=observer)
         app[DATABASE] = database
         app[AUTHENTICATOR] = Authenticator(
-            database, member_read=settings.member_read, failures=_failures(settings.failed_sign_ins)
+            database,
+            member_read=settings.member_read,
+            failures=_failures(settings.failed_sign_ins),
+            most_delayed=max(1, settings.max_connections // 4),
         )
         app[METRICS].watch(database)
         standbys = Standbys(settings, database, loaded, metrics=app[METRICS], observer=observer)

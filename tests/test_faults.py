@@ -10,6 +10,7 @@ import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
+from ipaddress import ip_network
 from typing import Any, cast
 from urllib.parse import urlsplit
 
@@ -23,7 +24,7 @@ from test_http import Answer, Socket, envelope, read_answer
 
 from service import auth, connections, db, server, statements
 from service.app import build_app
-from service.context import HELD
+from service.context import AUTHENTICATOR, HELD
 from service.settings import Settings
 from service.store import tokens, totals
 
@@ -59,12 +60,14 @@ async def start(database_url: str, settings: Settings) -> AsyncIterator[Start]:
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             started = Socket(port=await port, task=task)
             HELDS[started.port] = app[HELD]
+            AUTHENTICATORS[started.port] = app[AUTHENTICATOR]
             return started
 
         yield starting
 
 
 HELDS: dict[int, Any] = {}
+AUTHENTICATORS: dict[int, Any] = {}
 
 
 @contextlib.contextmanager
@@ -440,6 +443,49 @@ async def test_a_head_is_bounded_in_all(start: Start) -> None:
             writer.write(b"X-%d: %b\r\n" % (number, b"x" * 60_000))
         answer = await read_answer(reader)
         assert (answer.status, answer.json()["message"]) == (431, "Request line or headers are too large.")
+
+
+async def test_who_guesses_tokens_takes_the_connections_of_nobody(start: Start, owner: Person, member: Person) -> None:
+    most = 20
+    http = await start(max_connections=most, failed_sign_ins=1, trusted_proxies=(ip_network("127.0.0.0/8"),))
+    authenticator = AUTHENTICATORS[http.port]
+    assert (await http.get(f"{API}/models", member)).status == 200
+    go_on = asyncio.Event()
+
+    async def sleep(_: float) -> None:
+        await go_on.wait()
+
+    authenticator._sleep = sleep
+    authenticator._failures._clock = lambda: 0
+
+    def guess(number: int, address: str = "203.0.113.1") -> bytes:
+        token = f"{number:010d}-{number:022d}"
+        # Its body never comes.
+        return (
+            f"POST {API}/interceptions HTTP/1.1\r\nHost: x\r\nCoder-Session-Token: {token}\r\n"
+            f"X-Forwarded-For: {address}\r\nContent-Length: 1000\r\n\r\n"
+        ).encode()
+
+    async with contextlib.AsyncExitStack() as stack:
+        readers = []
+        for number in range(2 * most):
+            reader, writer = await stack.enter_async_context(http.connection())
+            writer.write(guess(number))
+            readers.append(reader)
+            if number == 0:
+                assert (await read_answer(reader)).status == 401
+            elif number > most // 4:
+                answer = await read_answer(reader)
+                assert (answer.status, answer.headers["connection"]) == (429, "close")
+        assert authenticator._delayed.total() == most // 4
+        assert (await http.get("/healthz")).status == 200
+        # One that nobody has seen signs in from elsewhere, and one that is known even from there.
+        assert (await http.get(f"{API}/models", owner)).status == 200
+        known = (request("GET", f"{API}/models", member)).replace(b"Host:", b"X-Forwarded-For: 203.0.113.1\r\nHost:")
+        assert (await http.send(known)).status == 200
+        go_on.set()
+        for reader in readers[1 : most // 4 + 1]:
+            assert (await read_answer(reader)).status == 429
 
 
 # -- memory ----------------------------------------------------------------------------------------------------------
