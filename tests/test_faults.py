@@ -540,13 +540,13 @@ async def test_a_slow_reader_is_not_waited_for_and_holds_up_nobody(start: Start,
 
 
 async def test_large_bodies_are_bounded_together(start: Start, owner: Person) -> None:
-    http = await start(max_held=3_000_000)
+    http = await start(max_held=6_000_000)
     held = HELDS[http.port]
     large = json.dumps(interception(metadata={"a": "x" * 2_000_000})).encode()
     head = request("POST", f"{API}/interceptions", owner, length=len(large))
     async with http.connection() as (reader, writer):
         writer.write(head + large[:-1])
-        await until(lambda: held.total == len(large) - 1)
+        await until(lambda: held.uploads == len(large) - 1)
         answer = await http.send(head + large)
         envelope(answer, 503, OVERLOADED)
         assert (await post(http, owner, interception())).status == 201, "a small one has room"
@@ -566,6 +566,49 @@ async def test_where_there_is_room_none_is_refused(start: Start, owner: Person) 
         assert (await http.send(head + bodies[1])).status == 201
         writer.write(bodies[0][-1:])
         assert (await read_answer(reader)).status == 201
+
+
+async def test_what_is_sent_slowly_leaves_room_for_answers(start: Start, owner: Person, sql: Sql) -> None:
+    put_large(sql, number=2, size=1_000_000)
+    http = await start(max_held=6_000_000)
+    held = HELDS[http.port]
+    large = json.dumps(interception(metadata={"a": "x" * 1_400_000})).encode()
+    async with contextlib.AsyncExitStack() as stack:
+        # Imports that have sent next to nothing hold next to nothing.
+        for _ in range(40):
+            _, writer = await stack.enter_async_context(http.connection())
+            writer.write(request("POST", f"{API}/interceptions/import", owner, length=1_000_000) + b"{")
+        assert (await http.get("/healthz")).status == 200
+        assert held.total == 0
+        slow = []
+        for path in ("/interceptions", "/interceptions/import"):
+            reader, writer = await stack.enter_async_context(http.connection())
+            writer.write(request("POST", f"{API}{path}", owner, length=len(large)) + large[:-1])
+            slow.append((reader, writer))
+        await until(lambda: held.uploads == 2 * (len(large) - 1))
+        for path in ("/interceptions", "/interceptions/import"):
+            answer = await http.send(request("POST", f"{API}{path}", owner, length=len(large)) + large)
+            envelope(answer, 503, OVERLOADED)
+        answer = await http.get(f"{API}/interceptions", owner)
+        assert (answer.status, len(answer.json()["results"])) == (200, 2)
+        for reader, writer in slow:
+            writer.write(large[-1:])
+            assert (await read_answer(reader)).status in (200, 201)
+    await until(lambda: held.total == 0)
+
+
+async def test_an_import_gives_back_what_it_has_stored(start: Start, owner: Person) -> None:
+    http = await start(max_held=14_000_000)
+    held = HELDS[http.port]
+    record = json.dumps(whole(metadata={"a": "x" * 2_000_000})).encode()
+    async with http.connection() as (reader, writer):
+        writer.write(request("POST", f"{API}/interceptions/import", owner, length=6 * (len(record) + 1)))
+        for number in range(6):
+            writer.write(json.dumps(whole(metadata={"a": "x" * 2_000_000})).encode().ljust(len(record)) + b"\n")
+            await until(lambda number=number: held.uploads // 2_000_000 == number % 2 + 1 or number == 5)
+        answer = await read_answer(reader)
+        assert (answer.status, answer.json()["imported"]) == (200, 6)
+    await until(lambda: held.total == 0)
 
 
 # -- hosts -----------------------------------------------------------------------------------------------------------
