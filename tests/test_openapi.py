@@ -27,7 +27,7 @@ from service.settings import Settings
 Record = Callable[..., Awaitable[dict[str, Any]]]
 
 # What only the command line meets, or what is told as another refusal.
-NOT_OVER_HTTP = {errors.UserExists, errors.UsernameTaken}
+NOT_OVER_HTTP = {errors.UserExists, errors.UsernameTaken, errors.RecordingUnavailable, errors.SpoolFull}
 
 
 @pytest.fixture(scope="module")
