@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import functools
 import json
 import socket
 from collections import Counter
@@ -601,11 +602,15 @@ async def test_an_import_gives_back_what_it_has_stored(start: Start, owner: Pers
     http = await start(max_held=14_000_000)
     held = HELDS[http.port]
     record = json.dumps(whole(metadata={"a": "x" * 2_000_000})).encode()
+
+    def holds(number: int) -> bool:
+        return held.uploads // 2_000_000 == number % 2 + 1 or number == 5
+
     async with http.connection() as (reader, writer):
         writer.write(request("POST", f"{API}/interceptions/import", owner, length=6 * (len(record) + 1)))
         for number in range(6):
             writer.write(json.dumps(whole(metadata={"a": "x" * 2_000_000})).encode().ljust(len(record)) + b"\n")
-            await until(lambda number=number: held.uploads // 2_000_000 == number % 2 + 1 or number == 5)
+            await until(functools.partial(holds, number))
         answer = await read_answer(reader)
         assert (answer.status, answer.json()["imported"]) == (200, 6)
     await until(lambda: held.total == 0)
