@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run standin test test-faults soak cluster-test lint audit lint-deploy container-test format bench secrets clean
+.PHONY: help run standin agents test test-faults soak cluster-test lint audit lint-deploy container-test format bench secrets clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
@@ -27,6 +27,10 @@ run: .venv/.run ## start the service on http://127.0.0.1:8080, with its own Post
 
 standin: .venv/.run ## a stand-in for the Anthropic and OpenAI APIs on http://127.0.0.1:8090; ARGS="--port 8091"
 	exec $(BIN)/python -m tests.standin $(ARGS)
+
+# The versions that docs/bridge.md speaks of. 640 MB.
+agents: ## install Claude Code and Codex into .agents, for the tests that run them; needs npm
+	npm install --no-fund --no-audit --prefix .agents @anthropic-ai/claude-code@2.1.197 @openai/codex@0.169.0
 
 test: .venv/.dev ## run the tests, each worker on a PostgreSQL of its own; ARGS="-x -k search", WORKERS=0 for a debugger
 	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadgroup $(ARGS)
@@ -75,7 +79,7 @@ deploy/secrets/postgres_password:
 	@od -An -N24 -tx1 /dev/urandom | tr -d ' \n' > $@ && chmod 644 $@
 
 clean: ## remove .venv and whatever tools left behind; .data stays
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist ./*.egg-info
+	rm -rf .venv .agents .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist ./*.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp per set of packages: installed again only when what they are changes.

@@ -66,6 +66,14 @@ def test_what_unpacks_to_much_comes_in_pieces() -> None:
     assert max(map(len, pieces)) <= 64 * 1024
 
 
+def test_whatever_can_be_told_of_a_prefix_is_told() -> None:
+    """Also what found no room in a piece although all bytes were taken in."""
+    packed = zlib.compress(bytes(400_000))
+    for length in range(len(packed) + 1):
+        told = unpacked("deflate", packed[:length], len(packed))
+        assert told == zlib.decompressobj().decompress(packed[:length]), length
+
+
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
 @given(data=st.lists(st.binary(max_size=30)))
 def test_garbage_gives_nothing_and_raises_nothing(encoding: str, data: list[bytes]) -> None:

@@ -9,15 +9,13 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import anthropic
 import openai
 import pytest
-import standin.app
 from aiohttp.test_utils import TestServer
-from conftest import API, Client, MakeClient, Person
+from bridging import API, Bridged
 from standin.app import EXCHANGES, Exchange
 
 PROMPT = 'Why is "漢字" 😀?'
@@ -34,23 +32,26 @@ FUNCTIONS: list[Any] = [{"name": tool["name"], "parameters": tool["input_schema"
 
 @dataclass(frozen=True)
 class World:
-    """The stand-in, the bridge in front of it, and a user of the bridge."""
+    """The stand-in, and the bridge in front of it."""
 
     provider: TestServer
-    bridge: Client
-    person: Person
+    bridge: Bridged
 
     def exchanges(self) -> list[Exchange]:
         kept = self.provider.app[EXCHANGES]
         return [*kept]
 
     async def recorded(self, count: int) -> list[dict[str, Any]]:
-        """The user's interceptions, the newest first, once there are so many: they are written after they are served."""
+        """What the caller's list shows, the newest first, once there are so many: no answer waits for its record."""
+        headers = {"Coder-Session-Token": self.bridge.token}
         async with asyncio.timeout(30):
             while True:
-                async with self.bridge.get(f"{API}/interceptions", headers=self.person.headers) as response:
+                async with self.bridge.session.get(
+                    f"{self.bridge.url}{API}/interceptions", headers=headers
+                ) as response:
                     results: list[dict[str, Any]] = (await response.json())["results"]
                 if len(results) >= count:
+                    assert len(results) == count
                     return results
                 await asyncio.sleep(0.02)
 
@@ -58,28 +59,14 @@ class World:
         """Base URL and key."""
         below = "/anthropic" if sdk == "anthropic" else "/openai/v1"
         if bridged:
-            return str(self.bridge.make_url(f"{API}{below}")), self.person.token
+            return f"{self.bridge.url}{API}{below}", self.bridge.token
         return str(self.provider.make_url(below)), "direct"
 
 
 @pytest.fixture
-async def world(
-    aiohttp_server: Callable[..., Awaitable[TestServer]],
-    make_client: MakeClient,
-    add_person: Callable[..., Awaitable[Person]],
-    tmp_path: Path,
-) -> World:
-    provider = await aiohttp_server(standin.app.build_app())
-    bridge = await make_client(
-        bridge="on",
-        anthropic_key="provider-key-a",
-        anthropic_base_url=str(provider.make_url("/anthropic")),
-        openai_key="provider-key-o",
-        openai_base_url=str(provider.make_url("/openai/v1")),
-        upstream_retries=0,
-        spool_dir=tmp_path / "spool",
-    )
-    return World(provider, bridge, await add_person("sam"))
+async def world(provider: TestServer, make_bridge: Callable[..., Awaitable[Bridged]]) -> World:
+    # A second try would take its time, and change nothing.
+    return World(provider, await make_bridge(provider, upstream_retries=0))
 
 
 # -- calls -----------------------------------------------------------------------------------------------------------
@@ -259,12 +246,12 @@ async def test_the_same_objects_and_a_record_of_each(world: World, kind: str, *,
         told = (newest["provider"], newest["provider_name"], newest["model"], newest["client"])
         assert told == (provider, provider, model, "Unknown")
         assert newest["metadata"]["status"] == "completed", newest["metadata"]
-        assert newest["initiator"]["username"] == world.person.username
-        assert newest["api_key_id"] == world.person.token.partition("-")[0]
+        assert newest["initiator"]["username"] == "mallory"
+        assert newest["api_key_id"] == world.bridge.token.partition("-")[0]
         there, here = world.exchanges()[-2:]
         assert here.sha256 == there.sha256
         assert json.loads(here.body) == json.loads(there.body)
-        assert world.person.token not in json.dumps(here.headers)
+        assert world.bridge.token not in json.dumps(here.headers)
 
 
 @pytest.mark.parametrize("sync", [True, False], ids=["sync", "async"])
@@ -494,6 +481,25 @@ async def test_what_is_passed_through_is_the_same_and_not_recorded(world: World)
     # Whatever comes after them is recorded alone.
     await outcome(world, "messages", messages("standin-m"), sync=False, bridged=True)
     assert len(await world.recorded(1)) == 1
+
+
+async def test_a_key_of_ones_own_goes_to_the_provider_and_the_token_does_not(
+    provider: TestServer, make_bridge: Callable[..., Awaitable[Bridged]]
+) -> None:
+    world = World(provider, await make_bridge(provider, allow_byok=True))
+    token = {"Coder-Session-Token": world.bridge.token}
+    (url_a, _), (url_o, _) = (world.address(sdk, bridged=True) for sdk in ("anthropic", "openai"))
+    async with anthropic.AsyncAnthropic(base_url=url_a, api_key="own-a", default_headers=token) as claude:
+        await messages("standin-m")(claude)
+    async with openai.AsyncOpenAI(base_url=url_o, api_key="own-o", default_headers=token) as gpt:
+        await chat("standin-m")(gpt)
+        await responses("standin-m")(gpt)
+    sent = [exchange.headers for exchange in world.exchanges()]
+    # As these SDKs send it.
+    assert [headers.get("authorization") for headers in sent] == [["Bearer own-a"], ["Bearer own-o"], ["Bearer own-o"]]
+    assert {str(headers.get("x-api-key")) for headers in sent} == {"None"}
+    assert all(world.bridge.token not in str(headers) for headers in sent)
+    assert {one["metadata"]["credential_kind"] for one in await world.recorded(3)} == {"byok"}
 
 
 async def test_many_at_once_are_each_recorded_once(world: World) -> None:
