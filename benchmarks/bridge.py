@@ -1,7 +1,7 @@
-"""The bridge beside the stand-in provider asked directly, and beside a plain aiohttp pass-through that records nothing.
+"""The bridge beside the stand-in provider asked directly, and beside a plain pass-through that records nothing.
 
-Each figure is measured for the three in turn, round after round; medians over the rounds are told, and differences and ratios
-within a round. All of it shares the machine: the load, the stand-in, PostgreSQL, and who is measured.
+Each figure is measured for the three in turn, round after round; medians over the rounds are told, and differences and
+ratios within a round. All of it shares the machine: the load, the stand-in, PostgreSQL, and who is measured.
 """
 
 from __future__ import annotations
@@ -213,12 +213,14 @@ async def _first_byte(way: Way, model: str, *, stream: bool) -> Measurement:
 async def _events(way: Way) -> Measurement:
     """From the sending of an event until it is here, over the events of a stream."""
     samples = []
-    async with aiohttp.ClientSession(headers=_headers(way)) as session:
-        async with session.post(f"{way.address}/v1/messages", data=_body("m", stream=True)) as response:
-            async for line in response.content:
-                if line.startswith(b'data: {"type":"content_block_delta"'):
-                    sent = int(json.loads(line[6:])["delta"]["text"])
-                    samples.append((time.monotonic_ns() - sent) / 1e6)
+    async with (
+        aiohttp.ClientSession(headers=_headers(way)) as session,
+        session.post(f"{way.address}/v1/messages", data=_body("m", stream=True)) as response,
+    ):
+        async for line in response.content:
+            if line.startswith(b'data: {"type":"content_block_delta"'):
+                sent = int(json.loads(line[6:])["delta"]["text"])
+                samples.append((time.monotonic_ns() - sent) / 1e6)
     assert len(samples) == EVENTS
     return summary(samples)
 
@@ -333,13 +335,15 @@ def _section(
     return Section(
         name="bridge",
         title="The bridge",
-        measured=f"{started:%Y-%m-%d %H:%M} UTC; {rounds} rounds of {seconds:g} s for each rate, {_PROBES} requests for each time",
+        measured=f"{started:%Y-%m-%d %H:%M} UTC; {rounds} rounds of {seconds:g} s for each rate, {_PROBES} requests for "
+        "each time",
         lines=[
             (
-                f"A question of {len(_body(_SHORT, stream=True)) / 1000:.0f} kB to the stand-in for Anthropic's Messages, over HTTP "
-                "on one machine of a few cores, which the load, the stand-in, PostgreSQL and whoever is measured share. The plain "
-                "pass-through is aiohttp that sends requests on and answers back, and records nothing; the bridge writes each "
-                f"interception to PostgreSQL, with fsync, before it asks: {recorded:,} of them here."
+                f"A question of {len(_body(_SHORT, stream=True)) / 1000:.0f} kB to the stand-in for Anthropic's Messages, "
+                "over HTTP on one machine of a few cores, which the load, the stand-in, PostgreSQL and whoever is measured "
+                "share. The plain pass-through is aiohttp that sends requests on and answers back, and records nothing; "
+                "the bridge writes each interception to PostgreSQL, with fsync, before it asks: "
+                f"{recorded:,} of them here."
             ),
             "",
             *table(
@@ -354,8 +358,10 @@ def _section(
                 times,
             ),
             "",
-            "An event: from its sending by the provider, one every 5 ms, until it is with the client. The rates, by the "
-            "second, and in brackets as a part of the plain pass-through's:",
+            (
+                "An event: from its sending by the provider, one every 5 ms, until it is with the client. The rates, by "
+                "the second, and in brackets as a part of the plain pass-through's:"
+            ),
             "",
             *table(
                 [

@@ -56,7 +56,8 @@ def clock() -> web.Application:
         await response.prepare(request)
         for _ in range(EVENTS):
             await asyncio.sleep(_PAUSE)
-            told = f'{{"type":"content_block_delta","index":0,"delta":{{"type":"text_delta","text":"{time.monotonic_ns()}"}}}}'
+            delta = f'{{"type":"text_delta","text":"{time.monotonic_ns()}"}}'
+            told = f'{{"type":"content_block_delta","index":0,"delta":{delta}}}'
             await response.write(f"event: content_block_delta\ndata: {told}\n\n".encode())
         await response.write(b'event: message_stop\ndata: {"type":"message_stop"}\n\n')
         return response

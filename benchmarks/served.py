@@ -47,8 +47,7 @@ def main() -> None:
     uvloop.run(
         server.serve(
             app,
-            host="127.0.0.1",
-            port=0,
+            sockets=server.bind("127.0.0.1", 0),
             drain_seconds=0,
             shutdown_timeout=5,
             ready=lambda port: print(port, flush=True),

@@ -6,7 +6,10 @@ import asyncio
 import contextlib
 import os
 import shlex
+import shutil
+import socket
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -16,8 +19,25 @@ from uuid import UUID, uuid4
 
 import click
 import structlog
+from aiohttp import web
 
-from service import db, erasure, errors, instants, jsontext, logs, migrations, retention, server, statements, upkeep
+from service import (
+    db,
+    erasure,
+    errors,
+    instants,
+    jsontext,
+    logs,
+    metrics,
+    migrations,
+    retention,
+    server,
+    startup,
+    statements,
+    tracing,
+    upkeep,
+    workers,
+)
 from service import settings as configuration
 from service.app import build_app
 from service.embedded import Embedded, EmbeddedError
@@ -45,6 +65,7 @@ _READ_SIZE = 256 * 1024
 _REVIVE_SECONDS = 2.0
 _DAY_SECONDS = 86_400.0
 _MOST_DIFFERENCES = 100
+_STOP_SECONDS = 10.0
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -61,44 +82,94 @@ def main() -> None:
 @click.option(
     "--migrate", is_flag=True, help="Apply pending migrations to the database of BRIDGELOG_DATABASE_URL first."
 )
-def serve(*, migrate: bool) -> None:
+@click.option(
+    "--workers",
+    "count",
+    type=click.IntRange(1, configuration.MOST_WORKERS),
+    help="How many processes serve; BRIDGELOG_WORKERS by default.",
+)
+def serve(*, migrate: bool, count: int | None) -> None:
     """Serve the HTTP API until SIGTERM or Ctrl-C."""
     settings = _settings()
+    settings = replace(settings, workers=count or settings.workers, migrate=migrate or settings.migrate)
     with _current_database(settings) as (url, embedded), _told():
+        if settings.tracing != "off":
+            tracing.check()
+        _wait(settings, url, settings.session_url(url) or url)
         if settings.schema == "own" and settings.database_url:
-            if migrate or settings.migrate:
+            if settings.migrate:
                 migrations.apply(_session_url(settings, url))
-            elif missing := migrations.pending(url):
-                message = f"the database lacks {len(missing)} migrations, {missing[0]} first: run bridgelog migrate"
-                raise click.ClickException(message)
-        token = None if settings.database_url else _run(_with(settings, url, _first_owner))
-
-        def ready(port: int) -> None:
-            _welcome(f"http://{settings.host}:{port}", settings=settings, token=token)
-
+            else:
+                startup.wait_for_schema(settings, url)
+        token = asyncio.run(_with(settings, url, lambda database: _prepare(database, settings)))
         try:
-            app = build_app(settings, database_url=url)
-        except configuration.InvalidSettings as problem:
-            raise click.ClickException(str(problem)) from problem
-
-        async def work() -> None:
-            reviving = asyncio.create_task(_revive(embedded)) if embedded else None
-            await server.serve(
-                app,
-                host=settings.host,
-                port=settings.port,
-                drain_seconds=settings.drain_seconds,
-                shutdown_timeout=settings.shutdown_timeout,
-                ready=ready,
-            )
-            if reviving:
-                reviving.cancel()
-
-        try:
-            _run(work())
+            sockets = server.bind(settings.host, settings.port)
+            _serve(settings, url, embedded, sockets=sockets, token=token)
         except OSError as problem:
             message = f"cannot listen on {settings.host}:{settings.port}: {problem.strerror}. Set BRIDGELOG_PORT."
             raise click.ClickException(message) from problem
+
+
+async def _prepare(database: db.Database, settings: Settings) -> str | None:
+    """What happens once, before any worker starts; the token of the first owner, where there is a new one."""
+    await startup.check_connections(database, settings)
+    return None if settings.database_url else await _first_owner(database)
+
+
+def _serve(
+    settings: Settings, url: str, embedded: Embedded | None, *, sockets: list[socket.socket], token: str | None
+) -> None:
+    """In this process, or in as many workers as are set."""
+    port = server.port_of(sockets)
+
+    def welcome() -> None:
+        _welcome(f"http://{settings.host}:{port}", settings=settings, token=token)
+
+    if settings.workers == 1:
+        app = build_app(settings, database_url=url)
+        _run(_work(app, settings, embedded, sockets=sockets, ready=welcome))
+        return
+    with tempfile.TemporaryDirectory(prefix="bridgelog-") as name:
+        parent, folder = os.getpid(), Path(name)
+        # Built here, so that what is wrong with it stops the start; a worker's copy opens its own connections.
+        app = build_app(settings, database_url=url, metrics_folder=folder)
+
+        def work(slot: int, begin: Callable[[], None]) -> None:
+            metrics.share(folder, slot)
+            mine = embedded if slot == 0 else None
+            _run(_work(app, settings, mine, sockets=sockets, ready=begin))
+            if os.getppid() != parent:  # which would have removed it
+                shutil.rmtree(folder, ignore_errors=True)
+
+        workers.Supervisor(
+            work,
+            count=settings.workers,
+            patience=settings.drain_seconds + settings.shutdown_timeout + _STOP_SECONDS,
+            ready=welcome,
+            ended=lambda slot: metrics.forget(folder, slot),
+        ).run()
+    server.close(sockets)
+
+
+async def _work(
+    app: web.Application,
+    settings: Settings,
+    embedded: Embedded | None,
+    *,
+    sockets: list[socket.socket],
+    ready: Callable[[], None],
+) -> None:
+    """Serve, and revive the embedded server where it is this process that has to."""
+    reviving = asyncio.create_task(_revive(embedded)) if embedded else None
+    await server.serve(
+        app,
+        sockets=sockets,
+        drain_seconds=settings.drain_seconds,
+        shutdown_timeout=settings.shutdown_timeout,
+        ready=lambda _: ready(),
+    )
+    if reviving:
+        reviving.cancel()
 
 
 @main.command()
@@ -109,12 +180,15 @@ def migrate(*, check: bool) -> None:
     if settings.schema == "foreign":
         raise click.ClickException("BRIDGELOG_SCHEMA=foreign: the schema belongs to another system")
     with _database(settings) as (url, _), _told():
+        # What only asks may go through a pooler, where there is nothing else.
+        way = (settings.session_url(url) or url) if check else _session_url(settings, url)
+        _wait(settings, way)
         if not check:
-            for name in migrations.apply(_session_url(settings, url)):
+            for name in migrations.apply(way):
                 click.echo(f"applied {name}")
             click.echo("the schema is current")
             return
-        missing = migrations.pending(url)
+        missing = migrations.pending(way)
     for name in missing:
         click.echo(f"pending {name}")
     if missing:
@@ -220,8 +294,7 @@ def erase_user(username: str, *, yes: bool) -> None:
         if not yes:
             question = f"Erase {logs.visible(username)} ({found})? What is removed cannot be brought back."
             click.confirm(question, abort=True, err=True)
-        at_length = replace(settings, statement_timeout=_DAY_SECONDS)
-        removed = _run(_with(at_length, url, lambda database: erase(database, found)))
+        removed = _run(_with(settings, url, lambda database: erase(database, found)))
     for kind in ("tokens", *erasure_store.KINDS):
         click.echo(f"{kind}\t{removed[kind]}")
 
@@ -322,13 +395,14 @@ def run_retention(*, dry_run: bool) -> None:
             click.echo("nothing to remove")
         return
     with click.progressbar(length=0, label="removing", file=sys.stderr) as bar:
-        removed = _at_length(
+        removed = _in_batches(
             lambda database: retention.remove(
                 database,
                 limits,
                 patient=True,
                 progress=lambda some: bar.update(some.deleted["interceptions"] + some.emptied.total()),
-            )
+            ),
+            settings,
         )
     for what, counted in (("deleted", removed.deleted), ("removed the content of", removed.emptied)):
         for kind, number in counted.items():
@@ -439,6 +513,13 @@ def _session_url(settings: Settings, url: str) -> str:
     return found
 
 
+def _wait(settings: Settings, *ways: str) -> None:
+    """Until the database can be reached, by each of these ways to it."""
+    if settings.database_url:
+        for way in dict.fromkeys(ways):
+            startup.wait_for_database(settings, way)
+
+
 @contextlib.contextmanager
 def _current_database(settings: Settings) -> Iterator[tuple[str, Embedded | None]]:
     """As `_database`; the embedded one has its schema current."""
@@ -466,7 +547,13 @@ def _told() -> Iterator[None]:
         yield
     except errors.Refusal as refusal:
         raise click.ClickException(f"{refusal.message} {refusal.detail}".strip()) from refusal
-    except (migrations.MigrationError, statements.StatementError) as problem:
+    except (
+        migrations.MigrationError,
+        startup.StartupError,
+        statements.StatementError,
+        tracing.TracingMissing,
+        configuration.InvalidSettings,
+    ) as problem:
         raise click.ClickException(str(problem)) from problem
 
 
@@ -499,10 +586,15 @@ def _in_transaction(work: Callable[[db.Connection], Awaitable[T]]) -> T:
 def _at_length(work: Callable[[db.Database], Awaitable[T]]) -> T:
     """Do what reads everything, and may take its time."""
     settings = _settings()
+    return _in_batches(work, replace(settings, statement_timeout=_DAY_SECONDS, lock_timeout=_DAY_SECONDS))
+
+
+def _in_batches(work: Callable[[db.Database], Awaitable[T]], settings: configuration.Settings) -> T:
+    """Do what keeps to the time-outs that are set, batch by batch."""
     if settings.schema == "foreign":
         raise click.ClickException("BRIDGELOG_SCHEMA=foreign: a database of another system has no rollups")
     with _current_database(settings) as (url, _), _told():
-        return _run(_with(replace(settings, statement_timeout=_DAY_SECONDS, lock_timeout=_DAY_SECONDS), url, work))
+        return _run(_with(settings, url, work))
 
 
 async def _first_owner(database: db.Database) -> str | None:

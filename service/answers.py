@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping
 
 import simplejson
@@ -27,6 +28,11 @@ def json_text(body: bytes, *, status: int = 200, headers: Mapping[str, str] | No
     answer = web.Response(body=body, status=status, content_type=JSON, charset="utf-8", headers=headers)
     answer.headers["Cache-Control"] = "no-store"
     return answer
+
+
+def bare_headers() -> dict[str, str]:
+    """What an answer has that is made outside of the application, which puts it on all others."""
+    return {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "X-Request-Id": uuid.uuid4().hex}
 
 
 def dump(value: object) -> bytes:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import functools
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import structlog
 from aiohttp import web
 
-from service import db, middleware, openapi, routes, statements
+from service import db, middleware, openapi, routes, statements, tracing
 from service.auth import Authenticator
 from service.bridge import providers
 from service.bridge.recorder import RECORDER, Recorder
@@ -31,6 +33,7 @@ from service.context import (
     SETTINGS,
     SLOTS,
     STANDBYS,
+    TRACING,
     Lifecycle,
     Shape,
 )
@@ -41,6 +44,7 @@ from service.retention import keep_retention
 from service.settings import Settings
 from service.standbys import Standbys
 from service.switch import follow_request_logging
+from service.tracing import Tracing
 from service.upkeep import keep_rollups
 
 log = structlog.get_logger("bridgelog")
@@ -48,11 +52,27 @@ log = structlog.get_logger("bridgelog")
 _REST_SECONDS = 5.0
 
 
-def build_app(settings: Settings, *, database_url: str) -> web.Application:
+@dataclass(frozen=True, slots=True)
+class _Observer:
+    """Tells what the database took to those who want to know."""
+
+    metrics: Metrics
+    tracing: Tracing | None
+
+    def ran(self, statement: str, seconds: float) -> None:
+        self.metrics.ran(statement, seconds)
+        if self.tracing:
+            self.tracing.ran(statement, seconds)
+
+    def waited(self, seconds: float) -> None:
+        self.metrics.waited(seconds)
+
+
+def build_app(settings: Settings, *, database_url: str, metrics_folder: Path | None = None) -> web.Application:
     """The application on a database whose schema is current; it opens its connections when it starts.
 
-    `database_url` is where the database is, given or embedded. Raises StatementError on a bad file below sql/, and
-    InvalidSettings on providers that cannot be used.
+    `database_url` is where the database is, given or embedded; `metrics_folder` is that of several workers. Raises
+    StatementError on a bad file below sql/, and InvalidSettings on providers that cannot be used.
     """
     # A body's size is bounded where it is read, call by call.
     app = web.Application(middlewares=[middleware.observe, middleware.sign_in, middleware.limit], client_max_size=0)
@@ -69,8 +89,17 @@ def build_app(settings: Settings, *, database_url: str) -> web.Application:
     instances = providers.configured(settings, reserved=routes.RESERVED) if serves_bridge else ()
     request_log = RequestLog(settings)
 
+    async def observation(app: web.Application) -> AsyncIterator[None]:
+        app[METRICS] = Metrics(pool_size=settings.pool_size, folder=metrics_folder)
+        if settings.tracing == "otlp":
+            app[TRACING] = Tracing(tracing.otlp_provider())
+        yield
+        if TRACING in app:
+            await asyncio.to_thread(app[TRACING].close)
+
     async def connections(app: web.Application) -> AsyncIterator[None]:
-        database = await db.connect(settings, database_url, loaded)
+        observer = _Observer(app[METRICS], app.get(TRACING))
+        database = await db.connect(settings, database_url, loaded, observer=observer)
         app[DATABASE] = database
         app[AUTHENTICATOR] = Authenticator(
             database,
@@ -78,16 +107,26 @@ def build_app(settings: Settings, *, database_url: str) -> web.Application:
             failures=_failures(settings.failed_sign_ins),
             grace=settings.auth_grace,
         )
-        app[METRICS] = Metrics(database)
-        standbys = Standbys(settings, database, loaded, metrics=app[METRICS])
+        app[METRICS].watch(database)
+        standbys = Standbys(settings, database, loaded, metrics=app[METRICS], observer=observer)
         app[STANDBYS] = standbys
         await standbys.look()
         yield
         await standbys.close()
         await database.close()
 
-    background = functools.partial(_background, settings=settings, database_url=database_url, request_log=request_log)
-    app.cleanup_ctx.extend([connections, background])
+    async def background(app: web.Application) -> AsyncIterator[None]:
+        """What goes on besides requests."""
+        works = _background(
+            app, settings, database_url=database_url, sampled=metrics_folder is not None, request_log=request_log
+        )
+        tasks = [asyncio.create_task(_for_ever(what, work)) for what, work in works]
+        yield
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    app.cleanup_ctx.extend([observation, connections, background])
     if instances:
         app.cleanup_ctx.append(functools.partial(_bridge, settings=settings, request_log=request_log))
     app.on_response_prepare.append(middleware.harden)
@@ -99,32 +138,25 @@ def build_app(settings: Settings, *, database_url: str) -> web.Application:
     return app
 
 
-async def _background(
-    app: web.Application, *, settings: Settings, database_url: str, request_log: RequestLog
-) -> AsyncIterator[None]:
-    """What goes on besides requests."""
-    database, gauge = app[DATABASE], app[METRICS].request_logging
-
-    def turn(enabled: bool) -> None:  # noqa: FBT001  # called with what the database says
-        gauge.set(enabled)
-        request_log.enabled = enabled
-
-    tasks = []
+def _background(
+    app: web.Application, settings: Settings, *, database_url: str, sampled: bool, request_log: RequestLog
+) -> Iterator[tuple[str, Callable[[], Awaitable[None]]]]:
+    """Each by its name for the log."""
+    database, metrics = app[DATABASE], app[METRICS]
+    if sampled:
+        yield "metrics", metrics.keep_sampling
     if settings.read_database_url:
-        tasks.append(asyncio.create_task(_for_ever("standbys", app[STANDBYS].watch)))
-    if settings.schema == "own":
-        told_at = settings.session_url(database_url)
-        follow = functools.partial(follow_request_logging, told_at, database, tell=turn)
-        tasks.append(asyncio.create_task(_for_ever("request logging", follow)))
-    if settings.schema == "own" and settings.upkeep:
-        tasks.append(asyncio.create_task(_for_ever("rollups", functools.partial(keep_rollups, database))))
+        yield "standbys", app[STANDBYS].watch
+    if settings.schema == "foreign":
+        metrics.listening.set(1)  # nothing is listened to
+        return
+    told_at = settings.session_url(database_url)
+    follow = functools.partial(follow_request_logging, told_at, database, metrics=metrics, tell=request_log.turn)
+    yield "request logging", follow
+    if settings.upkeep:
+        yield "rollups", functools.partial(keep_rollups, database, saw_unsealed=metrics.saw_unsealed)
         if settings.retention or settings.content_retention:
-            keep = functools.partial(keep_retention, database, settings, metrics=app[METRICS])
-            tasks.append(asyncio.create_task(_for_ever("retention", keep)))
-    yield
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+            yield "retention", functools.partial(keep_retention, database, settings, metrics=metrics)
 
 
 async def _bridge(app: web.Application, *, settings: Settings, request_log: RequestLog) -> AsyncIterator[None]:

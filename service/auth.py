@@ -7,10 +7,11 @@ import hmac
 import math
 import re
 import time
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Literal
+from typing import Literal, TypeVar
 from uuid import UUID
 
 import structlog
@@ -21,6 +22,8 @@ from service.limits import Rate
 from service.peers import Address, neighbourhood
 from service.store import tokens
 from service.store.users import NOBODY
+
+T = TypeVar("T")
 
 log = structlog.get_logger("bridgelog.auth")
 
@@ -129,9 +132,9 @@ class Authenticator:
         self._away_at = -math.inf
         self._late: asyncio.Task[Caller] | None = None
         # Who was seen valid, and not seen invalid since; when, and until when the token is valid.
-        self._trusted: dict[str, tuple[float, datetime, Caller]] = {}
+        self._trusted: OrderedDict[str, tuple[float, datetime, Caller]] = OrderedDict()
         # Ids that nobody has, and when they were asked for: none of them becomes somebody's.
-        self._unknown: dict[str, float] = {}
+        self._unknown: OrderedDict[str, float] = OrderedDict()
         self._batch: tuple[set[str], asyncio.Task[tuple[float, dict[str, tokens.Token]]]] | None = None
         self._one_at_a_time = asyncio.Lock()
 
@@ -215,10 +218,7 @@ class Authenticator:
             roles=token.roles,
             visible_to=visible_to(token.user_id, token.roles, member_read=self._member_read),
         )
-        self._trusted.pop(text, None)
-        if len(self._trusted) >= _MOST_REMEMBERED:
-            del self._trusted[next(iter(self._trusted))]  # the one that was looked up the longest ago
-        self._trusted[text] = (seen_at, token.expires_at, caller)
+        _remember(self._trusted, text, (seen_at, token.expires_at, caller))
         if now - token.last_used > _TOUCH_AFTER:
             await self._touch(token_id, now)
         return caller
@@ -262,9 +262,8 @@ class Authenticator:
             finally:
                 if self._batch and self._batch[0] is wanted:
                     self._batch = None
-        if len(self._unknown) >= _MOST_REMEMBERED:
-            self._unknown.clear()
-        self._unknown.update(dict.fromkeys(wanted - found.keys(), seen_at))
+        for token_id in wanted - found.keys():
+            _remember(self._unknown, token_id, seen_at)
         return seen_at, found
 
     async def _touch(self, token_id: str, now: datetime) -> None:
@@ -275,6 +274,14 @@ class Authenticator:
                 await tokens.touch(connection, token_id=token_id, used_at=now)
         except errors.Refusal as problem:
             log.warning("could not note when a token was last used", token_id=token_id, reason=problem.message)
+
+
+def _remember(memory: OrderedDict[str, T], key: str, value: T) -> None:
+    """Whoever was seen longest ago makes room."""
+    memory[key] = value
+    memory.move_to_end(key)
+    if len(memory) > _MOST_REMEMBERED:
+        memory.popitem(last=False)
 
 
 def _is_fresh(seen_at: float) -> bool:

@@ -153,11 +153,15 @@ class Connection(web.RequestHandler):
         if self._wire is None:
             return
         body = answers.dump(answers.envelope(refusal))
-        retry = "" if refusal.retry_after is None else f"Retry-After: {refusal.retry_after}\r\n"
-        head = (
-            f"HTTP/1.1 {refusal.status} {HTTPStatus(refusal.status).phrase}\r\n"
-            f"Content-Type: {answers.JSON}; charset=utf-8\r\nContent-Length: {len(body)}\r\n"
-            f"Cache-Control: no-store\r\nConnection: close\r\n{retry}\r\n"
-        )
-        self._wire.write(head.encode("ascii") + body)
+        headers = answers.bare_headers() | {
+            "Content-Type": f"{answers.JSON}; charset=utf-8",
+            "Content-Length": str(len(body)),
+            "Connection": "close",
+        }
+        if refusal.retry_after is not None:
+            headers["Retry-After"] = str(refusal.retry_after)
+        lines = [f"HTTP/1.1 {refusal.status} {HTTPStatus(refusal.status).phrase}"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        log.warning("a connection was refused", refusal=type(refusal).__name__)
+        self._wire.write("".join(f"{line}\r\n" for line in [*lines, ""]).encode("ascii") + body)
         self.force_close()

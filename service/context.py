@@ -15,6 +15,7 @@ from service.metrics import Metrics
 from service.peers import Address
 from service.settings import Settings
 from service.standbys import Standbys
+from service.tracing import Tracing
 
 
 @dataclass(slots=True)
@@ -40,6 +41,7 @@ DATABASE = web.AppKey("database", Database)
 STANDBYS = web.AppKey("standbys", Standbys)
 AUTHENTICATOR = web.AppKey("authenticator", Authenticator)
 METRICS = web.AppKey("metrics", Metrics)
+TRACING = web.AppKey("tracing", Tracing)
 OPENAPI = web.AppKey("openapi", bytes)
 HELD = web.AppKey("held", Held)
 BACKLOG = web.AppKey[Callable[[], Backlog]]("backlog")

@@ -11,8 +11,10 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar, cast
-from urllib.parse import parse_qs, urlsplit, urlunsplit
+from functools import partial
+from time import perf_counter
+from typing import Any, Protocol, TypeVar, cast
+from urllib.parse import parse_qs, parse_qsl, urlencode, urlsplit, urlunsplit
 
 import asyncpg
 import structlog
@@ -97,6 +99,16 @@ class _Answered:
         return text
 
 
+class Observer(Protocol):
+    """Who is told what took how long, in seconds."""
+
+    def ran(self, statement: str, seconds: float) -> None:
+        """A statement, well or not."""
+
+    def waited(self, seconds: float) -> None:
+        """For a turn at the pool, in vain or not."""
+
+
 class Connection:
     """One connection for the length of a unit of work. The verbs name a statement (`noun/statement`) and its values.
 
@@ -112,16 +124,18 @@ class Connection:
         hints: dict[str, Any],
         *,
         most: int | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self._raw = raw
         self._statements = statements
+        self._observer = observer
         self.hints = hints
         self._most = most
 
     async def rows(self, statement: str, **values: object) -> list[asyncpg.Record]:
         """All rows of a statement whose result is `many`."""
         text, arguments = self._statements[statement].bind(values)
-        return await self._fetch(text, arguments)
+        return await self._fetch(statement, text, arguments)
 
     async def rows_beside(self, one: Asked, many: Asked) -> list[asyncpg.Record]:
         """Two statements as one, hence of one snapshot: the rows of `many`, each beside the one row of `one`.
@@ -130,18 +144,18 @@ class Connection:
         """
         (name, values), (more, more_values) = one, many
         text, arguments = self._statements[name].beside(values, self._statements[more], more_values)
-        return await self._fetch(text, arguments)
+        return await self._fetch(f"{name} + {more}", text, arguments)
 
-    async def _fetch(self, text: str, arguments: Sequence[object]) -> list[asyncpg.Record]:
+    async def _fetch(self, name: str, text: str, arguments: Sequence[object]) -> list[asyncpg.Record]:
         answered: _Answered = cast("Any", self._raw).answered
         answered.begin(self._most)
-        with _translated():
+        with self._timed(name), _translated():
             return await self._raw.fetch(text, *arguments)
 
     async def row(self, statement: str, **values: object) -> asyncpg.Record | None:
         """The row of a statement whose result is `one` or `maybe`; None where there is none."""
         text, arguments = self._statements[statement].bind(values)
-        with _translated():
+        with self._timed(statement), _translated():
             return await self._raw.fetchrow(text, *arguments)
 
     async def value(self, statement: str, **values: object) -> Any:
@@ -152,8 +166,17 @@ class Connection:
     async def run(self, statement: str, **values: object) -> None:
         """Run a statement whose result is `none`."""
         text, arguments = self._statements[statement].bind(values)
-        with _translated():
+        with self._timed(statement), _translated():
             await self._raw.execute(text, *arguments)
+
+    @contextmanager
+    def _timed(self, statement: str) -> Iterator[None]:
+        began = perf_counter()
+        try:
+            yield
+        finally:
+            if self._observer:
+                self._observer.ran(statement, perf_counter() - began)
 
 
 class _Source:
@@ -163,10 +186,17 @@ class _Source:
     """
 
     def __init__(
-        self, pool: asyncpg.Pool[Any], *, most_waiting: int, patience: float, each_transaction: str | None
+        self,
+        pool: asyncpg.Pool[Any],
+        *,
+        most_waiting: int,
+        patience: float,
+        each_transaction: str | None,
+        observer: Observer | None = None,
     ) -> None:
         self.pool = pool
         self.each_transaction = each_transaction
+        self._observer = observer
         self._free = asyncio.Semaphore(pool.get_max_size())
         self._most_waiting = most_waiting
         self._waiting = 0
@@ -193,6 +223,7 @@ class _Source:
         if self._free.locked() and self._waiting >= self._most_waiting:
             raise errors.Overloaded(retry_after=1)
         self._waiting += 1
+        began = perf_counter()
         try:
             async with asyncio.timeout(self._patience):
                 await self._free.acquire()
@@ -200,6 +231,8 @@ class _Source:
             raise errors.Overloaded(retry_after=1) from problem
         finally:
             self._waiting -= 1
+            if self._observer:
+                self._observer.waited(perf_counter() - began)
 
     async def close(self) -> None:
         """Close every connection; those in use are waited for, a few seconds long."""
@@ -215,11 +248,19 @@ class Database:
     rolled_up = False
 
     def __init__(
-        self, shared: _Source, reserve: _Source, statements: Mapping[str, Statement], *, writable: bool, max_page: int
+        self,
+        shared: _Source,
+        reserve: _Source,
+        statements: Mapping[str, Statement],
+        *,
+        writable: bool,
+        max_page: int,
+        observer: Observer | None = None,
     ) -> None:
         self._shared = shared
         self._reserve = reserve
         self._statements = statements
+        self._observer = observer
         self._hints: dict[str, Any] = {}
         self.writable = writable
         self._max_page = max_page
@@ -240,11 +281,26 @@ class Database:
         async with self._separately(self._shared, most=self._max_page) as connection:
             yield connection
 
-    @asynccontextmanager
-    async def reserved(self) -> AsyncIterator[Connection]:
-        """A connection beside the pool, for the question whether the database answers: however busy the pool is."""
-        async with self._separately(self._reserve) as connection:
-            yield connection
+    async def probe(self, work: Callable[[Connection], Awaitable[T]]) -> T:
+        """Ask the server something small, beside the pool: being busy is not being away.
+
+        Raises DatabaseUnavailable where connecting and `work` together take longer than 3 seconds.
+        """
+
+        async def ask() -> T:
+            async with self._separately(self._reserve) as connection:
+                return await work(connection)
+
+        # Not by asyncio.timeout, which would wait until the question is taken back, too.
+        asking = asyncio.create_task(ask())
+        asking.add_done_callback(lambda asked: asked.cancelled() or asked.exception())
+        try:
+            done, _ = await asyncio.wait({asking}, timeout=_PROBE_SECONDS)
+            if not done:
+                raise errors.DatabaseUnavailable(retry_after=2)
+            return asking.result()
+        finally:
+            asking.cancel()
 
     @asynccontextmanager
     async def snapshot(self) -> AsyncIterator[Connection]:
@@ -305,7 +361,7 @@ class Database:
                 yield connection
             return
         async with source.connection() as raw:
-            yield Connection(raw, self._statements, self._hints, most=most)
+            yield self._unit(raw, most=most)
 
     @asynccontextmanager
     async def _transaction(
@@ -318,7 +374,7 @@ class Database:
                     await transaction.start()
                     if source.each_transaction:
                         await raw.execute(source.each_transaction)
-                yield Connection(raw, self._statements, self._hints, most=most)
+                yield self._unit(raw, most=most)
                 with _translated():
                     await transaction.commit()
             except BaseException as problem:
@@ -328,6 +384,9 @@ class Database:
                 else:
                     await _roll_back(raw, transaction)
                 raise
+
+    def _unit(self, raw: asyncpg.pool.PoolConnectionProxy[Any], *, most: int | None = None) -> Connection:
+        return Connection(raw, self._statements, self._hints, most=most, observer=self._observer)
 
     async def close(self) -> None:
         """Close every connection; those in use are waited for, a few seconds long."""
@@ -356,9 +415,11 @@ _PROBE_SECONDS = 3.0
 _MOST_PROBES = 20
 
 
-async def connect(settings: Settings, url: str, statements: Mapping[str, Statement]) -> Database:
+async def connect(
+    settings: Settings, url: str, statements: Mapping[str, Statement], *, observer: Observer | None = None
+) -> Database:
     """A pool on `url`; raises DatabaseUnavailable where the server cannot be reached."""
-    database = await connect_later(settings, url, statements)
+    database = await connect_later(settings, url, statements, observer=observer)
     try:
         async with database.connection() as connection:
             database.rolled_up = bool(await connection.value("schema/find_rollups"))
@@ -368,30 +429,51 @@ async def connect(settings: Settings, url: str, statements: Mapping[str, Stateme
     return database
 
 
-async def connect_later(settings: Settings, url: str, statements: Mapping[str, Statement]) -> Database:
+async def connect_later(
+    settings: Settings, url: str, statements: Mapping[str, Statement], *, observer: Observer | None = None
+) -> Database:
     """A pool on `url`, which connects when it is asked for the first connection: the server may be away."""
-    hosts = _Hosts(url, patience=settings.pool_timeout)
+    hosts = _Hosts(url)
     shared = await _source(
         hosts,
+        host_seconds=settings.pool_timeout,
         size=settings.pool_size,
         most_waiting=settings.max_waiting,
         patience=settings.pool_timeout,
         statement_seconds=settings.statement_timeout,
         settings=settings,
+        observer=observer,
     )
     reserve = await _source(
         hosts,
+        # Lest the first one, which is gone, takes all the time that a probe has.
+        host_seconds=min(_PROBE_SECONDS / len(hosts), settings.pool_timeout),
         size=1,
         most_waiting=_MOST_PROBES,
         patience=min(_PROBE_SECONDS, settings.pool_timeout),
         statement_seconds=min(_PROBE_SECONDS, settings.statement_timeout),
         settings=settings,
     )
-    return Database(shared, reserve, statements, writable=settings.schema == "own", max_page=settings.max_page)
+    return Database(
+        shared,
+        reserve,
+        statements,
+        writable=settings.schema == "own",
+        max_page=settings.max_page,
+        observer=observer,
+    )
 
 
 async def _source(
-    hosts: _Hosts, *, size: int, most_waiting: int, patience: float, statement_seconds: float, settings: Settings
+    hosts: _Hosts,
+    *,
+    host_seconds: float,
+    size: int,
+    most_waiting: int,
+    patience: float,
+    statement_seconds: float,
+    settings: Settings,
+    observer: Observer | None = None,
 ) -> _Source:
     session = SESSION | {
         "statement_timeout": _milliseconds(statement_seconds),
@@ -402,7 +484,7 @@ async def _source(
     pooled = settings.pgbouncer
     pool: asyncpg.Pool[Any] = await asyncpg.create_pool(
         hosts.url,
-        connect=cast("Any", hosts.connect),
+        connect=cast("Any", partial(hosts.connect, patience=host_seconds)),
         min_size=0,
         max_size=size,
         init=cast("Any", _prepare),
@@ -414,7 +496,9 @@ async def _source(
         server_settings={name: session[name] for name in _TRACKED} if pooled else session,
     )
     each_transaction = _set_locally(session) if pooled else None
-    return _Source(pool, most_waiting=most_waiting, patience=patience, each_transaction=each_transaction)
+    return _Source(
+        pool, most_waiting=most_waiting, patience=patience, each_transaction=each_transaction, observer=observer
+    )
 
 
 def _set_locally(session: Mapping[str, str]) -> str:
@@ -426,36 +510,62 @@ def _milliseconds(seconds: float) -> str:
     return str(max(1, int(seconds * 1000)))
 
 
+def each_host(url: str) -> list[tuple[str, str]]:
+    """The hosts of a URL, each by its name and with a URL of its own, which asks for no kind of server.
+
+    A URL that names none is returned as it is: the driver knows where to look.
+    """
+    parts = urlsplit(url)
+    query = {name: value for name, value in parse_qsl(parts.query) if name != "target_session_attrs"}
+    user, at, places = parts.netloc.rpartition("@")
+    if places:
+        return [
+            (place, urlunsplit(parts._replace(netloc=f"{user}{at}{place}", query=urlencode(query))))
+            for place in places.split(",")
+        ]
+    if "host" not in query:
+        return [("", url)]
+    hosts, ports = query["host"].split(","), query.get("port", "5432").split(",")
+    if len(ports) == 1:
+        ports *= len(hosts)
+    return [
+        (f"{host}:{port}", urlunsplit(parts._replace(query=urlencode(query | {"host": host, "port": port}))))
+        for host, port in zip(hosts, ports, strict=False)
+    ]
+
+
 class _Hosts:
     """Where the database may be: the hosts of a URL, `postgresql://…@one:5432,two:5432/…`, are tried one by one.
 
-    Each has `patience` seconds of its own, since a host that is gone does not answer at all; and the one that was good
-    last is tried first.
+    The one that was good last is tried first.
     """
 
-    def __init__(self, url: str, *, patience: float) -> None:
-        parts = urlsplit(url)
-        account, at, hosts = parts.netloc.rpartition("@")
+    def __init__(self, url: str) -> None:
+        hosts = each_host(url)
         self.url = url
-        self._patience = patience
-        self._urls = [urlunsplit(parts._replace(netloc=f"{account}{at}{host}")) for host in hosts.split(",")]
+        self._urls = [one for _, one in hosts] if len(hosts) > 1 else [url]
         # Of several the one that takes writes is meant, unless the URL says otherwise.
-        self._wanted = parse_qs(parts.query).get("target_session_attrs", ["primary" if "," in hosts else "any"])[0]
+        asked = parse_qs(urlsplit(url).query).get("target_session_attrs", ["primary" if len(hosts) > 1 else "any"])
+        self._wanted = asked[-1]
 
-    async def connect(self, _: str, **options: Any) -> asyncpg.Connection[Any]:
-        """Connect to the first host that is what is wanted; raises what the last one did."""
-        # Each host alone would take what it is for a preference that nobody meets.
-        wishes = ["standby", "any"] if self._wanted == "prefer-standby" else [self._wanted]
-        tries = [(url, wish) for wish in wishes for url in self._urls]
-        last = tries.pop()
-        for url, wish in tries:
+    def __len__(self) -> int:
+        return len(self._urls)
+
+    async def connect(self, _: str, *, patience: float, **options: Any) -> asyncpg.Connection[Any]:
+        """Connect to the first host that is what is wanted; raises what the last one did.
+
+        Each has `patience` seconds of its own, since a host that is gone does not answer at all.
+        """
+        options["timeout"] = patience
+        *others, last = self._urls
+        for url in others:
             with suppress(*_GONE):
-                return await self._connect(url, wish, options)
-        return await self._connect(*last, options)
+                return await self._connect(url, options)
+        return await self._connect(last, options)
 
-    async def _connect(self, url: str, wish: str, options: dict[str, Any]) -> asyncpg.Connection[Any]:
+    async def _connect(self, url: str, options: dict[str, Any]) -> asyncpg.Connection[Any]:
         found: asyncpg.Connection[Any] = await asyncpg.connect(
-            url, timeout=self._patience, target_session_attrs=cast("Any", wish), **options
+            url, target_session_attrs=cast("Any", self._wanted), **options
         )
         self._urls.sort(key=lambda other: other != url)
         return found
@@ -469,9 +579,11 @@ async def listen(url: str, channel: str) -> AsyncIterator[Callable[[], Awaitable
     while nobody waits count as one.
     """
     told = asyncio.Event()
-    hosts = _Hosts(url, patience=_LISTENER_CONNECT)
+    hosts = _Hosts(url)
     with _translated(connecting=True):
-        raw = await hosts.connect(url, server_settings={"application_name": "bridgelog listener"})
+        raw = await hosts.connect(
+            url, patience=_LISTENER_CONNECT, server_settings={"application_name": "bridgelog listener"}
+        )
     try:
 
         async def notified() -> None:

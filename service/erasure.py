@@ -5,20 +5,17 @@ It can be interrupted and done again at any time: the name goes last.
 
 from __future__ import annotations
 
-import asyncio
 import functools
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from service import errors
+from service.batches import Pace
 from service.db import Connection, Database
 from service.store import erasure
 
-_MOST = 200
-_LEAST_PAUSE = 0.02
 # For how long everybody who writes may have to wait for those who are writing: so long at first, and twice that each time.
 _LEAST_PATIENCE = timedelta(milliseconds=100)
 _MOST_PATIENCE = timedelta(seconds=2)
@@ -40,10 +37,10 @@ async def erase(
         return erased_until, await erasure.close_account(connection, user_id=user_id, now=now)
 
     async def batch(
-        connection: Connection, *, running: bool, after: erasure.Place | None
+        connection: Connection, *, running: bool, after: erasure.Place | None, most: int
     ) -> tuple[list[erasure.Place], Mapping[str, int]]:
         places = await erasure.interceptions(
-            connection, user_id=user_id, erased_until=erased_until, running=running, after=after, most=_MOST
+            connection, user_id=user_id, erased_until=erased_until, running=running, after=after, most=most
         )
         ids = [interception_id for _, interception_id in places]
         return places, await erasure.erase(connection, ids=ids) if ids else {}
@@ -53,15 +50,15 @@ async def erase(
     # Whatever ends meanwhile is then among those that have ended.
     for running in (True, False):
         after: erasure.Place | None = None
-        while True:
-            begun = time.monotonic()
-            places, found = await database.settle(functools.partial(batch, running=running, after=after))
-            if not places:
-                break
-            removed.update(found)
-            progress(found)
-            after = places[-1]
-            await asyncio.sleep(max(_LEAST_PAUSE, time.monotonic() - begun))
+        pace, more = Pace(), True
+        while more:
+            async with pace.batch() as most:
+                places, found = await database.settle(functools.partial(batch, running=running, after=after, most=most))
+                more = bool(places)
+                if places:
+                    removed.update(found)
+                    progress(found)
+                    after = places[-1]
     await database.settle(functools.partial(erasure.anonymise, user_id=user_id, now=datetime.now(UTC)))
     return removed
 

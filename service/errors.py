@@ -1,8 +1,8 @@
 """Every refusal the service can give, and which database constraint means which refusal.
 
 One class per refusal: its docstring is the sentence the client reads, `status` the HTTP status. What varies from one
-occasion to the next (the detail, the fields that are wrong, the seconds to wait) is data of the instance. `middleware`
-turns these into the envelope of the API; nothing else does.
+occasion to the next (the detail, the fields that are wrong, the seconds to wait) is data of the instance. How the API
+writes them is `answers.envelope`; `middleware` does it for requests, `server` and `connections` for what never became one.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ def configure(settings: Settings) -> None:
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),  # in one piece: workers share standard error
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stderr)

@@ -7,6 +7,7 @@ import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from http import HTTPStatus
 
 import structlog
@@ -30,6 +31,7 @@ from service.context import (
     SHARE,
     SLOTS,
     STANDING,
+    TRACING,
     Shape,
 )
 from service.peers import client_address
@@ -55,9 +57,16 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
     request[ADDRESS] = address = client_address(
         request.remote, request.headers.getall("X-Forwarded-For", ()), trusted=request.app[SETTINGS].trusted_proxies
     )
+    route, method = label(request), request.method if request.method in _METHODS else "other"
+    tracing = request.app.get(TRACING)
     began = time.perf_counter()
     share = request[SHARE] = request.app[HELD].share()
-    with structlog.contextvars.bound_contextvars(request_id=request_id):
+    with (
+        tracing.request(request.headers, method=method, route=route) if tracing else nullcontext() as span,
+        structlog.contextvars.bound_contextvars(
+            request_id=request_id, **({"trace_id": span.trace_id} if span is not None else {})
+        ),
+    ):
         try:
             response = await _answered(request, handler)
         finally:
@@ -68,7 +77,8 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
         if standing := request.get(STANDING):
             response.headers.update(standing.headers())
         took = time.perf_counter() - began
-        route, method = label(request), request.method if request.method in _METHODS else "other"
+        if span is not None:
+            span.answered(response.status)
         metrics = request.app[METRICS]
         metrics.requests.labels(route, method, response.status).inc()
         metrics.duration.labels(route, method).observe(took)

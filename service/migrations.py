@@ -13,15 +13,19 @@ from functools import cache
 from typing import Any
 
 import psycopg
+import structlog
 import yoyo
 from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
 from yoyo.connections import parse_uri
 
 from service.resources import directory
 
+log = structlog.get_logger("bridgelog.migrations")
+
 _APPLICATION = "bridgelog migrate"
 _LOCK = 4_770_321_905_514_817
 _POLL_SECONDS = 0.2
+_CONNECT_SECONDS = 10
 
 
 class MigrationError(Exception):
@@ -58,19 +62,35 @@ def pending(url: str) -> list[str]:
     return [name for name in names() if name not in applied]
 
 
+def reach(url: str) -> None:
+    """Connect, and no more; raises MigrationError with what the server or the network says."""
+    try:
+        psycopg.connect(url, application_name=_APPLICATION, connect_timeout=_CONNECT_SECONDS).close()
+    except psycopg.Error as problem:
+        reason = " ".join(str(problem).split())  # of several lines
+        raise MigrationError(f"the database cannot be reached: {reason}") from problem
+
+
 def apply(url: str) -> list[str]:
     """Apply what is pending and tell its ids. Several processes at once: one applies, the others wait and find nothing."""
     with _told(), psycopg.connect(url, application_name=_APPLICATION, autocommit=True) as guard:
-        # Asked for over and over: a statement that waits for the lock holds a snapshot, and an index that another process
-        # builds concurrently, behind the lock, would wait for that one.
-        while guard.execute("SELECT pg_try_advisory_lock(%s)", [_LOCK]).fetchone() != (True,):
-            time.sleep(_POLL_SECONDS)
+        _lock(guard)
         with _Backend.on(url) as backend:
             backend.init_database()
             backend.break_lock()
             migrations = backend.to_apply(_known())
             backend.apply_migrations(migrations)
             return [migration.id for migration in migrations]
+
+
+def _lock(guard: psycopg.Connection[Any]) -> None:
+    """Wait for the lock by asking: CREATE INDEX CONCURRENTLY waits for whoever is within a statement."""
+    told = False
+    while guard.execute("SELECT pg_try_advisory_lock(%s)", [_LOCK]).fetchone() != (True,):
+        if not told:
+            log.info("another process is migrating; waiting for it")
+            told = True
+        time.sleep(_POLL_SECONDS)
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from datetime import UTC, datetime, timedelta
 import structlog
 
 from service import errors
+from service.batches import Pace
 from service.db import Connection, Database
 from service.metrics import Metrics
 from service.settings import Settings
@@ -26,8 +26,6 @@ from service.store.retention import Batch, Due
 log = structlog.get_logger("bridgelog.retention")
 
 _EVERY_SECONDS = 60.0
-_MOST = 200
-_LEAST_PAUSE = 0.05
 _FIRST = datetime.min.replace(tzinfo=UTC)
 
 
@@ -129,30 +127,22 @@ async def due(database: Database, limits: Limits) -> tuple[list[Due], list[Due]]
 async def _in_batches(database: Database, work: Remove, *, patient: bool, done: Callable[[Batch], None]) -> bool:
     """Batch after batch until one finds nothing; False where another process is about it."""
     since: datetime | None = None
-    most = _MOST
+    pace = Pace()
     while True:
 
-        async def batch(connection: Connection, since: datetime | None = since, most: int = most) -> Batch | None:
+        async def batch(connection: Connection, most: int, since: datetime | None = since) -> Batch | None:
             return await work(connection, since=since, most=most) if await retention.try_take(connection) else None
 
-        begun = time.monotonic()
-        try:
-            found = await database.settle(batch)
-        except errors.TookTooLong:
-            # One interception may own tens of thousands of records.
-            if most == 1:
-                raise
-            most = max(1, most // 10)
-            continue
-        if found is None:
-            if not patient:
-                return False
-        elif found.reached is None:
-            return True
-        else:
-            done(found)
-            since = found.reached
-        await asyncio.sleep(max(_LEAST_PAUSE, time.monotonic() - begun))
+        async with pace.batch() as most:
+            found = await database.settle(functools.partial(batch, most=most))
+            if found is None:
+                if not patient:
+                    return False
+            elif found.reached is None:
+                return True
+            else:
+                done(found)
+                since = found.reached
 
 
 async def _tell_how_far_behind(database: Database, limits: Limits, *, metrics: Metrics) -> None:

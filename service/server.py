@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-import uuid
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Sequence
 
 import structlog
 from aiohttp import web
@@ -22,23 +22,57 @@ log = structlog.get_logger("bridgelog.server")
 _MAX_LINE = 64 * 1024
 
 
+def bind(host: str, port: int) -> list[socket.socket]:
+    """A socket for each address of `host`, all on one port, any that is free where `port` is 0. Raises OSError.
+
+    Nothing can connect to them yet, so the port can be taken before anything else is begun.
+    """
+    bound: list[socket.socket] = []
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    try:
+        for family, kind, protocol, _, address in dict.fromkeys(found):
+            listening = socket.socket(family, kind, protocol)
+            bound.append(listening)
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listening.bind((address[0], port, *address[2:]))
+            port = port_of(bound)
+    except BaseException:
+        close(bound)
+        raise
+    return bound
+
+
+def port_of(sockets: Sequence[socket.socket]) -> int:
+    """The port on which they listen."""
+    return int(sockets[0].getsockname()[1])
+
+
+def close(sockets: Sequence[socket.socket]) -> None:
+    """Close this process's hold on them; another one's stays."""
+    for listening in sockets:
+        listening.close()
+
+
 async def serve(
     app: web.Application,
     *,
-    host: str,
-    port: int,
+    sockets: Sequence[socket.socket],
     drain_seconds: float,
     shutdown_timeout: float,
     ready: Callable[[int], None],
 ) -> None:
     """Serve until SIGTERM or SIGINT. `ready` is called with the port once connections are accepted.
 
+    The sockets may be shared with other processes; this one's hold on them ends here.
+
     At the signal /readyz turns 503 for `drain_seconds`, while everything is still answered; then the socket closes, open
     requests get up to `shutdown_timeout` seconds to finish, and the application is taken down. A second signal ends the
     draining at once; a third ends the process.
     """
+    port = port_of(sockets)
     runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=shutdown_timeout)
-    await runner.setup()
     loop = asyncio.get_running_loop()
     stopping, hurried = asyncio.Event(), asyncio.Event()
     signals = (signal.SIGTERM, signal.SIGINT)
@@ -50,12 +84,14 @@ async def serve(
                 loop.remove_signal_handler(number)
         stopping.set()
 
-    for number in signals:
-        loop.add_signal_handler(number, stop)
     try:
-        site = Site(runner, host, port)
-        await site.start()
-        ready(site.bound_port)
+        await runner.setup()
+        for number in signals:
+            loop.add_signal_handler(number, stop)
+        bounds = Connections(app[SETTINGS], app[HELD])
+        for listening in sockets:
+            await Site(runner, listening, bounds=bounds).start()
+        ready(port)
         await stopping.wait()
         app[LIFECYCLE].draining = True
         log.info("stopping", drain_seconds=drain_seconds)
@@ -63,32 +99,32 @@ async def serve(
             await asyncio.wait_for(hurried.wait(), timeout=drain_seconds)
     finally:
         await runner.cleanup()
+        close(sockets)
     log.info("stopped")
 
 
 class Site(web.BaseSite):
-    """A TCP socket whose connections speak `Protocol`."""
+    """A bound socket whose connections speak `Protocol`."""
 
-    def __init__(self, runner: web.AppRunner, host: str, port: int) -> None:
+    def __init__(self, runner: web.AppRunner, listening: socket.socket, *, bounds: Connections) -> None:
         super().__init__(runner)
-        self._bounds = Connections(runner.app[SETTINGS], runner.app[HELD])
-        self._host = host
-        self.bound_port = port
+        self._bounds = bounds
+        self._listening = listening
 
     @property
     def name(self) -> str:
         """Where it listens."""
-        return f"http://{self._host}:{self.bound_port}"
+        return f"http://{self._listening.getsockname()[0]}:{port_of([self._listening])}"
 
     async def start(self) -> None:
-        """Begin to accept connections; from here on `bound_port` is the port, also where 0 asked for any."""
+        """Begin to accept connections."""
         await super().start()
         loop = asyncio.get_running_loop()
         manager = self._runner.server
         if manager is None:
             message = "the runner must be set up first"
             raise RuntimeError(message)
-        server = await loop.create_server(
+        self._server = await loop.create_server(
             lambda: Protocol(
                 manager,
                 bounds=self._bounds,
@@ -97,13 +133,9 @@ class Site(web.BaseSite):
                 max_line_size=_MAX_LINE,
                 max_field_size=_MAX_LINE,
             ),
-            self._host,
-            self.bound_port,
+            sock=self._listening,
             backlog=1024,
-            reuse_address=True,
         )
-        self._server = server
-        self.bound_port = server.sockets[0].getsockname()[1]
 
 
 class Protocol(Connection):
@@ -145,7 +177,7 @@ def _bare(refusal: errors.Refusal) -> web.Response:
         body=answers.dump(answers.envelope(refusal)),
         status=refusal.status,
         content_type=answers.JSON,
-        headers={"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "X-Request-Id": uuid.uuid4().hex},
+        headers=answers.bare_headers(),
     )
     answer.force_close()
     return answer

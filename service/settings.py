@@ -20,6 +20,7 @@ from marshmallow import ValidationError
 from marshmallow.validate import Length, OneOf, Range
 
 MIB = 1024 * 1024
+MOST_WORKERS = 64
 # Requests a second: one in a quarter of an hour, and more than a process can answer.
 _SLOWEST = 0.001
 _FASTEST = 1_000_000.0
@@ -55,6 +56,8 @@ class Settings:
     data_dir: Path
     host: str
     port: int
+    workers: int
+    startup_timeout: float
     schema: Literal["own", "foreign"]
     migrate: bool
     upkeep: bool
@@ -102,6 +105,7 @@ class Settings:
     max_held: int
     drain_seconds: float
     shutdown_timeout: float
+    tracing: Literal["off", "otlp"]
     log_format: Literal["auto", "json", "console"]
     log_level: str
 
@@ -124,6 +128,8 @@ def read() -> Settings:
                 data_dir=_data_dir(env),
                 host=env.str("HOST", "127.0.0.1", validate=Length(min=1)),
                 port=env.int("PORT", 8080, validate=Range(0, 65535)),
+                workers=env.int("WORKERS", 1, validate=Range(1, MOST_WORKERS)),
+                startup_timeout=env.float("STARTUP_TIMEOUT", 30.0, validate=Range(min=0)),
                 schema=cast("Literal['own', 'foreign']", _choice(env, "SCHEMA", "own", "foreign")),
                 migrate=env.bool("MIGRATE", False),
                 upkeep=env.bool("UPKEEP", True),
@@ -171,6 +177,7 @@ def read() -> Settings:
                 max_held=env.int("MAX_HELD", 128 * MIB, validate=Range(min=1024)),
                 drain_seconds=env.float("DRAIN_SECONDS", 1.0, validate=Range(min=0)),
                 shutdown_timeout=env.float("SHUTDOWN_TIMEOUT", 30.0, validate=Range(min=0)),
+                tracing=cast("Literal['off', 'otlp']", _choice(env, "TRACING", "off", "otlp")),
                 log_format=cast(
                     "Literal['auto', 'json', 'console']", _choice(env, "LOG_FORMAT", "auto", "json", "console")
                 ),
@@ -183,9 +190,13 @@ def read() -> Settings:
 
 
 def _check_together(settings: Settings) -> None:
+    for name, url in (("DATABASE_URL", settings.database_url), ("DIRECT_DATABASE_URL", settings.direct_database_url)):
+        if url and _wanted(url) in {"standby", "prefer-standby", "read-only"}:
+            message = f"BRIDGELOG_{name} names the primary: its target_session_attrs cannot ask for a standby"
+            raise InvalidSettings(message)
     if url := settings.read_database_url:
         query = parse_qs(urlsplit(url).query)
-        if query.get("target_session_attrs") in (["read-write"], ["primary"]):
+        if _wanted(url) in {"read-write", "primary"}:
             message = "BRIDGELOG_READ_DATABASE_URL names standbys: its target_session_attrs cannot ask for a primary"
             raise InvalidSettings(message)
         if not urlsplit(url).netloc.rpartition("@")[2] and "host" not in query:
@@ -209,6 +220,10 @@ def _check_together(settings: Settings) -> None:
             value = "foreign" if name == "SCHEMA" else "set"
             message = f'Environment variable "BRIDGELOG_{name}" can be {value} only where BRIDGELOG_DATABASE_URL is set'
             raise InvalidSettings(message)
+
+
+def _wanted(url: str) -> str | None:
+    return parse_qs(urlsplit(url).query).get("target_session_attrs", [None])[-1]
 
 
 def _choice(env: FileAwareEnv, name: str, default: str, *others: str) -> str:

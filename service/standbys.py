@@ -8,13 +8,12 @@ standby refuses, and what is lost with it, the primary is asked again, once.
 from __future__ import annotations
 
 import asyncio
-import functools
 import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import TypeVar
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import structlog
 
@@ -31,7 +30,6 @@ T = TypeVar("T")
 log = structlog.get_logger("bridgelog.standbys")
 
 _EVERY_SECONDS = 0.5
-_PATIENCE = 3.0  # for a look at a server, which asks it next to nothing
 _REMEMBERED = 7200
 # A standby is some milliseconds behind, as a rule: waiting for it so long is cheaper than to load the primary.
 _PAUSES = (0.001, 0.002, 0.004, 0.008, 0.0)
@@ -43,19 +41,26 @@ class Standbys:
     """The standbys of `read_database_url`, and the primary for what they do not answer. One per process."""
 
     def __init__(
-        self, settings: Settings, primary: Database, statements: Mapping[str, Statement], *, metrics: Metrics
+        self,
+        settings: Settings,
+        primary: Database,
+        statements: Mapping[str, Statement],
+        *,
+        metrics: Metrics,
+        observer: db.Observer | None = None,
     ) -> None:
         self._primary = primary
         self._metrics = metrics
         self._past: deque[tuple[float, int]] = deque(maxlen=_REMEMBERED)
         self._turn = 0
-
-        def opened(url: str) -> Callable[[], Awaitable[Database]]:
-            return functools.partial(_open, settings, url, statements, rolled_up=primary.rolled_up)
-
         self._standbys = [
-            Standby(name, opened(url), max_lag=settings.max_replication_lag, metrics=metrics)
-            for name, url in (each_host(settings.read_database_url) if settings.read_database_url else ())
+            Standby(
+                name,
+                partial(db.connect_later, settings, url, statements, observer=observer),
+                max_lag=settings.max_replication_lag,
+                metrics=metrics,
+            )
+            for name, url in (db.each_host(settings.read_database_url) if settings.read_database_url else ())
         ]
 
     async def read(self, work: Callable[[Connection], Awaitable[T]], *, caller: Caller, snapshot: bool = False) -> T:
@@ -120,7 +125,7 @@ class Standbys:
 
     async def _look_at_primary(self) -> int | None:
         try:
-            position = await _ask(self._primary, replication.read_position)
+            position = await self._primary.probe(replication.read_position)
         except errors.Refusal:
             return None
         if position is not None:
@@ -134,12 +139,12 @@ class Standby:
     """One host of `read_database_url`. `database` is None while it cannot be reached."""
 
     def __init__(
-        self, name: str, opened: Callable[[], Awaitable[Database]], *, max_lag: float, metrics: Metrics
+        self, name: str, connect: Callable[[], Awaitable[Database]], *, max_lag: float, metrics: Metrics
     ) -> None:
         self.name = name
         self.in_use = False
         self.database: Database | None = None
-        self._opened = opened
+        self._connect = connect
         self._max_lag = max_lag
         self._metrics = metrics
         self._replayed: int | None = None
@@ -152,9 +157,9 @@ class Standby:
         if position is not None and self._replayed is not None and self._replayed > position:
             self._astray = self._replayed
         if self.database is None:
-            self.database = await self._opened()
+            self.database = await self._connect()
         try:
-            self._replayed = await _ask(self.database, replication.read_replayed)
+            self._replayed = await self.database.probe(replication.read_replayed)
         except errors.Refusal as problem:
             # Who still waits for it is told at once, and asks the primary.
             self.database.cut()
@@ -199,12 +204,6 @@ class Standby:
         self._metrics.standby_lag_bytes.labels(self.name).set(size)
 
 
-async def _open(settings: Settings, url: str, statements: Mapping[str, Statement], *, rolled_up: bool) -> Database:
-    database = await db.connect_later(settings, url, statements)
-    database.rolled_up = rolled_up
-    return database
-
-
 async def _has_replayed(standby: Database, position: int | None) -> bool:
     """Whether it shows what is committed up to `position`; waits a moment for it. None is a position that is not known.
 
@@ -223,25 +222,6 @@ async def _has_replayed(standby: Database, position: int | None) -> bool:
     return False
 
 
-async def _ask(database: Database, what: Callable[[Connection], Awaitable[int | None]]) -> int | None:
-    """Ask a server where it is, beside its pool: being busy is not being behind. Raises a refusal where it is late."""
-
-    async def ask() -> int | None:
-        async with database.reserved() as connection:
-            return await what(connection)
-
-    # Not by asyncio.timeout, which would wait until the question is taken back, too.
-    asking = asyncio.create_task(ask())
-    asking.add_done_callback(lambda asked: asked.cancelled() or asked.exception())
-    try:
-        done, _ = await asyncio.wait({asking}, timeout=_PATIENCE)
-        if not done:
-            raise errors.DatabaseUnavailable
-        return asking.result()
-    finally:
-        asking.cancel()
-
-
 def _lag(replayed: int, past: deque[tuple[float, int]]) -> float:
     """For how many seconds the primary has been ahead of what is replayed; infinite where that is not known."""
     if past and replayed >= past[-1][1]:
@@ -250,22 +230,3 @@ def _lag(replayed: int, past: deque[tuple[float, int]]) -> float:
         if position <= replayed:
             return time.monotonic() - seen_at
     return math.inf
-
-
-def each_host(url: str) -> list[tuple[str, str]]:
-    """The hosts of a URL, each by its name and with a URL of its own, which asks for no kind of server."""
-    parts = urlsplit(url)
-    query = {name: value for name, value in parse_qsl(parts.query) if name != "target_session_attrs"}
-    user, at, places = parts.netloc.rpartition("@")
-    if places:
-        return [
-            (place, urlunsplit(parts._replace(netloc=f"{user}{at}{place}", query=urlencode(query))))
-            for place in places.split(",")
-        ]
-    hosts, ports = query["host"].split(","), query.get("port", "5432").split(",")
-    if len(ports) == 1:
-        ports *= len(hosts)
-    return [
-        (f"{host}:{port}", urlunsplit(parts._replace(query=urlencode(query | {"host": host, "port": port}))))
-        for host, port in zip(hosts, ports, strict=False)
-    ]

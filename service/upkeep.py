@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import structlog
@@ -22,13 +23,18 @@ _LEAST_PATIENCE = timedelta(milliseconds=100)
 _MOST_PATIENCE = timedelta(seconds=2)
 
 
-async def keep_rollups(database: Database) -> None:
-    """Until cancelled; a process of several does the work, and another one where that is gone."""
+async def keep_rollups(database: Database, *, saw_unsealed: Callable[[datetime | None], None] = lambda _: None) -> None:
+    """Until cancelled; a process of several does the work, and another one where that is gone.
+
+    `saw_unsealed` is told by each when the earliest interception started that is not sealed.
+    """
     patience = _LEAST_PATIENCE
     while True:
         try:
             await catch_up(database, until=datetime.now(UTC) - _LAG, patience=patience)
             patience = _LEAST_PATIENCE
+            async with database.connection() as connection:
+                saw_unsealed(await rollups.first_unsealed(connection))
         except errors.Refusal as problem:
             # Writers who never leave a gap of this length would keep the live tail growing.
             patience = min(2 * patience, _MOST_PATIENCE)

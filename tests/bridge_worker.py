@@ -64,7 +64,7 @@ async def main(url: str, spool: str, count: int, held: int) -> None:
     """Record until all is done, then serve what is held until killed."""
     settings = replace(SETTINGS, spool_dir=Path(spool))
     database = await db.connect(settings, url, statements.load())
-    recorder = await Recorder.open(database, settings=settings, metrics=Metrics(database))
+    recorder = await Recorder.open(database, settings=settings, metrics=Metrics(pool_size=settings.pool_size))
     slots = asyncio.Semaphore(AT_ONCE)
 
     async def serve(number: int) -> Running:

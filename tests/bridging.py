@@ -16,7 +16,9 @@ import aiohttp
 import psycopg
 from aiohttp import web
 
-from service.server import Site
+from service import server
+from service.connections import Connections
+from service.context import HELD, SETTINGS
 
 API = "/api/v2/aibridge"
 KEY = "sk-test-central-0123456789abcdef-WXYZ"
@@ -60,9 +62,10 @@ async def listening(app: web.Application) -> AsyncIterator[str]:
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     try:
-        site = Site(runner, "127.0.0.1", 0)
+        [listening_at] = server.bind("127.0.0.1", 0)
+        site = server.Site(runner, listening_at, bounds=Connections(app[SETTINGS], app[HELD]))
         await site.start()
-        yield f"http://127.0.0.1:{site.bound_port}"
+        yield site.name
     finally:
         await runner.cleanup()
 

@@ -18,6 +18,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from bridging import KEY, OPENAI_KEY, Bridged, listening
+from served import Service
 from standin.app import build_app as standin_app
 
 from service import db, migrations, statements
@@ -42,6 +43,8 @@ SETTINGS = Settings(
     data_dir=Path("unused"),
     host="127.0.0.1",
     port=0,
+    workers=1,
+    startup_timeout=0.0,
     schema="own",
     migrate=False,
     # What a test does to the database, on this thread, must not wait for a sealing that waits for this thread.
@@ -90,6 +93,7 @@ SETTINGS = Settings(
     max_held=128 * 1024 * 1024,
     drain_seconds=0.0,
     shutdown_timeout=5.0,
+    tracing="off",
     log_format="json",
     log_level="error",
 )
@@ -256,7 +260,11 @@ async def make_bridge(
                     "openai_key": OPENAI_KEY,
                     "openai_base_url": str(provider.make_url("/openai/v1")),
                 }
-            usual = {"bridge": "on", "spool_dir": tmp_path / "spool", "request_log_dir": tmp_path / "dumps"}
+            usual: dict[str, Any] = {
+                "bridge": "on",
+                "spool_dir": tmp_path / "spool",
+                "request_log_dir": tmp_path / "dumps",
+            }
             chosen = replace(settings, **(usual | upstreams | changes))
             url = await stack.enter_async_context(listening(build_app(chosen, database_url=database_url)))
             return Bridged(url, member.token, database_url, session)
@@ -297,3 +305,18 @@ def record(client: Client, owner: Person) -> Callable[..., Awaitable[dict[str, A
         return body
 
     return post
+
+
+@pytest.fixture
+def start_service(tmp_path: Path, database_url: str) -> Iterator[Callable[..., Service]]:
+    """Start `bridgelog serve` on this test's database: `start_service("--workers", "3", BRIDGELOG_DRAIN_SECONDS="0")`."""
+    started: list[Service] = []
+
+    def start(*arguments: str, **changes: str) -> Service:
+        given = {"BRIDGELOG_DATABASE_URL": database_url, "BRIDGELOG_DRAIN_SECONDS": "0"} | changes
+        started.append(Service(tmp_path / f"service-{len(started)}", *arguments, **given))
+        return started[-1]
+
+    yield start
+    for service in started:
+        service.stop()

@@ -31,7 +31,7 @@ from recorder import thought, token_usage, tool_usage, user_prompt, without
 from service import errors
 from service.app import build_app
 from service.embedded import DATABASE, Keeper, _make_private, _url, binaries_directory, socket_directory
-from service.server import serve
+from service.server import bind, serve
 from service.settings import Settings
 
 try:
@@ -211,8 +211,7 @@ def _serving(settings: Settings, url: str, pipe: Pipe) -> None:
         runner.run(
             serve(
                 build_app(settings, database_url=url),
-                host="127.0.0.1",
-                port=0,
+                sockets=bind("127.0.0.1", 0),
                 drain_seconds=0,
                 shutdown_timeout=5,
                 ready=pipe.send,

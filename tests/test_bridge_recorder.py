@@ -50,7 +50,7 @@ async def opening(settings: Settings, spool: Path, monkeypatch: pytest.MonkeyPat
             changed = replace(settings, spool_dir=spool, **changes)
             database = await db.connect(changed, url, statements.load())
             stack.push_async_callback(database.close)
-            recorder = await Recorder.open(database, settings=changed, metrics=Metrics(database))
+            recorder = await Recorder.open(database, settings=changed, metrics=Metrics(pool_size=settings.pool_size))
             stack.push_async_callback(recorder.close)
             return recorder
 
@@ -760,7 +760,8 @@ async def test_an_heir_leaves_alone_what_has_ended_meanwhile(opening: Open, data
 async def test_closing_writes_what_waits_and_leaves_no_log(
     settings: Settings, database: db.Database, spool: Path, sql: Sql
 ) -> None:
-    recorder = await Recorder.open(database, settings=replace(settings, spool_dir=spool), metrics=Metrics(database))
+    changed = replace(settings, spool_dir=spool)
+    recorder = await Recorder.open(database, settings=changed, metrics=Metrics(pool_size=settings.pool_size))
     runs = await asyncio.gather(*(serve(recorder, number) for number in range(100)))
     open_still = await recorder.start(beginning(100))
     await recorder.close()

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -133,7 +134,7 @@ async def test_whatever_the_chunks_the_bytes_are_the_providers(  # noqa: PLR0917
     seed: int,
     asked: bool,  # noqa: FBT001
 ) -> None:
-    members = {"stream_options": {"include_usage": True}} if asked and stream and way is CHAT else {}
+    members: dict[str, Any] = {"stream_options": {"include_usage": True}} if asked and stream and way is CHAT else {}
     model = "standin-" + "+".join([*wishes, f"split-{seed}"])
     async with bridge.ask(way, model, stream=stream, **members) as response:
         body = await response.read()
@@ -212,7 +213,7 @@ async def test_the_usage_chunk_that_only_the_bridge_asked_for_is_left_out_of_a_c
 async def test_a_compressed_answer_comes_as_it_is_and_is_read(
     bridge: Bridged, provider: TestServer, way: Way, *, stream: bool
 ) -> None:
-    members = {"stream_options": {"include_usage": True}} if way is CHAT and stream else {}
+    members: dict[str, Any] = {"stream_options": {"include_usage": True}} if way is CHAT and stream else {}
     async with bridge.ask(way, "standin-gzip+tools", stream=stream, **members) as response:
         assert response.headers["Content-Encoding"] == "gzip"
         assert sha256(await response.read()) == exchanges(provider)[0].sha256

@@ -43,7 +43,8 @@ async def dumps(folder: Path, count: int) -> dict[str, bytes]:
     def found() -> dict[str, bytes]:
         return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
-    before, files = {}, found()
+    before: dict[str, bytes] = {}
+    files = found()
     for _ in range(200):
         if len(files) >= count and files == before:
             break

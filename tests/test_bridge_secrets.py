@@ -1,4 +1,4 @@
-"""Keys and tokens come in by every door of a bridge that runs as a process, and are looked for wherever it keeps something."""
+"""Keys and tokens come in by every door of a bridge that runs as a process, and are looked for in all that it keeps."""
 
 from __future__ import annotations
 

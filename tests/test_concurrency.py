@@ -24,7 +24,7 @@ from recorder import Recorder, count, running, thought, token_usage, tool_usage,
 from service import db, statements
 from service.app import build_app
 from service.db import Connection
-from service.server import serve
+from service.server import bind, serve
 from service.settings import Settings
 from service.statements import Statement
 
@@ -212,8 +212,7 @@ def serving(settings: Settings, url: str, pipe: Pipe) -> None:
     asyncio.run(
         serve(
             build_app(settings, database_url=url),
-            host="127.0.0.1",
-            port=0,
+            sockets=bind("127.0.0.1", 0),
             drain_seconds=0,
             shutdown_timeout=5,
             ready=pipe.send,

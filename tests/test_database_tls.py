@@ -238,7 +238,12 @@ def test_commands_say_what_is_wrong_and_no_password(tls: Tls, command: list[str]
     ):
         done = subprocess.run(
             [sys.executable, "-m", "service", *command],
-            env={"PATH": os.defpath, "BRIDGELOG_DATABASE_URL": url, "BRIDGELOG_LOG_FORMAT": log_format},
+            env={
+                "PATH": os.defpath,
+                "BRIDGELOG_DATABASE_URL": url,
+                "BRIDGELOG_LOG_FORMAT": log_format,
+                "BRIDGELOG_STARTUP_TIMEOUT": "0.1",
+            },
             capture_output=True,
             text=True,
             timeout=60,

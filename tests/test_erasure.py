@@ -17,7 +17,7 @@ from conftest import Person
 from recorder import Recorder, running, thought, token_usage, tool_usage, user_prompt, whole, without
 from rows import Sql
 
-from service import erasure, errors, upkeep
+from service import batches, erasure, errors, upkeep
 from service.db import Connection, Database
 from service.instants import parse as instant
 from service.schemas.records import load_interception
@@ -36,8 +36,8 @@ def recorder(client: Any, owner: Person) -> Recorder:
 
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(erasure, "_MOST", 2)
-    monkeypatch.setattr(erasure, "_LEAST_PAUSE", 0.0)
+    monkeypatch.setattr(batches, "_MOST", 2)
+    monkeypatch.setattr(batches, "_LEAST_REST", 0.0)
 
 
 def initiator(person_id: UUID, **names: str) -> dict[str, str]:

@@ -45,7 +45,7 @@ async def start(database_url: str, settings: Settings) -> AsyncIterator[Start]:
             port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
             app = build_app(changed, database_url=url)
             serving = server.serve(
-                app, host="127.0.0.1", port=0, drain_seconds=0, shutdown_timeout=5, ready=port.set_result
+                app, sockets=server.bind("127.0.0.1", 0), drain_seconds=0, shutdown_timeout=5, ready=port.set_result
             )
             task = asyncio.create_task(serving)
 
@@ -540,6 +540,23 @@ async def test_the_first_host_that_answers_is_taken(start: Start, owner: Person,
     assert (await http.get("/readyz")).status == 200
     await wire.cut()
     envelope(await http.get("/readyz"), 503)
+    silent.close()
+
+
+async def test_readiness_finds_the_host_that_took_over_without_any_other_call(start: Start, database_url: str) -> None:
+    one, two = Wire(socket_of(database_url)), Wire(socket_of(database_url))
+    await one.mend()
+    await two.mend()
+    url = f"postgresql://bridgelog@127.0.0.1:{one.port},127.0.0.1:{two.port}{urlsplit(database_url).path}"
+    http = await start(url, pool_timeout=600.0, upkeep=False)
+    assert (await http.get("/readyz")).status == 200
+    await one.cut()
+    # From here on the first one takes connections, and says nothing.
+    silent = await asyncio.get_running_loop().create_server(asyncio.Protocol, "127.0.0.1", one.port)
+    async with asyncio.timeout(60):
+        while (await http.get("/readyz")).status != 200:  # noqa: ASYNC110 - as a load balancer asks
+            await asyncio.sleep(0.02)
+    await two.cut()
     silent.close()
 
 

@@ -19,9 +19,11 @@ from uuid import uuid4
 
 import psycopg
 import pytest
+from aiohttp.test_utils import TestClient, TestServer
 from faults import Clients, Postgres, Served, Wire, check_ledger, cleaned, served, until, url_through
 
 from service import db, migrations, statements
+from service.app import build_app
 from service.settings import Settings
 from service.store import tokens, users
 
@@ -260,6 +262,30 @@ async def test_nothing_is_lost_by_a_full_disk(small_disk: Path, quick: Settings)
             await clients.go_on()
         print("full disk", dict(clients.ledger.statuses), "sent again:", clients.ledger.sent_again)
         check_ledger(clients.ledger, postgres)
+
+
+@linux
+@pytest.mark.parametrize("connected", [True, False], ids=["connected before", "not connected yet"])
+async def test_readiness_does_not_wait_for_a_server_that_hangs(
+    postgres: Postgres, settings: Settings, monkeypatch: pytest.MonkeyPatch, *, connected: bool
+) -> None:
+    # But for the probe's own bound this would last ten minutes.
+    monkeypatch.setattr(db, "_GRACE", 600.0)
+    app = build_app(replace(settings, pool_timeout=600.0), database_url=postgres.url)
+    async with TestClient(TestServer(app)) as client:
+        if connected:
+            assert (await client.get("/readyz")).status == 200
+        postgres.signal(signal.SIGSTOP)
+        try:
+            async with asyncio.timeout(60):
+                answer = await client.get("/readyz")
+                assert (answer.status, int(answer.headers["Retry-After"]) > 0) == (503, True)
+                assert (await answer.json())["detail"] == "The database cannot be reached."
+        finally:
+            postgres.signal(signal.SIGCONT)
+        async with asyncio.timeout(60):
+            while (await client.get("/readyz")).status != 200:  # noqa: ASYNC110 - as a load balancer asks
+                await asyncio.sleep(0.02)
 
 
 # -- another host ----------------------------------------------------------------------------------------------------

@@ -122,8 +122,7 @@ async def start_server(database_url: str, settings: Settings) -> AsyncIterator[S
         task = asyncio.create_task(
             server.serve(
                 build_app(changed, database_url=url),
-                host="127.0.0.1",
-                port=0,
+                sockets=server.bind("127.0.0.1", 0),
                 drain_seconds=changed.drain_seconds,
                 shutdown_timeout=changed.shutdown_timeout,
                 ready=port.set_result,

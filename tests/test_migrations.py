@@ -101,7 +101,7 @@ def test_processes_that_start_at_once_apply_each_migration_once(empty_database_u
         subprocess.Popen([sys.executable, "-c", program, empty_database_url], stdout=subprocess.PIPE, text=True)
         for _ in range(4)
     ]
-    applied = sorted(int(process.communicate(timeout=60)[0]) for process in started)
+    applied = sorted(int(process.communicate(timeout=60)[0].splitlines()[-1]) for process in started)
     assert [process.returncode for process in started] == [0] * 4
     assert applied == [0, 0, 0, len(migrations.names())]
 

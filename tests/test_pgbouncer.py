@@ -23,7 +23,7 @@ from conftest import API, NOW, Client, Person, interception
 from recorder import Recorder, count
 from rows import Sql
 
-from service import db, errors, migrations, statements, upkeep
+from service import db, errors, migrations, startup, statements, upkeep
 from service import settings as configuration
 from service.__main__ import main
 from service.app import build_app
@@ -42,6 +42,8 @@ POISON = {
     "jit": "on",
     "plan_cache_mode": "force_custom_plan",
     "statement_timeout": "12345s",
+    "lock_timeout": "12345s",
+    "idle_in_transaction_session_timeout": "12345s",
 }
 
 
@@ -200,12 +202,14 @@ async def test_the_settings_hold_in_every_transaction(
         "jit": "off",
         "plan_cache_mode": "force_generic_plan",
         "statement_timeout": "30s",
+        "lock_timeout": "10s",
+        "idle_in_transaction_session_timeout": "1min",
     }
     assert await ask(pooled_url, pgbouncer=True) == [expected] * 3
     assert await ask(database_url) == [expected] * 3
     # This is what the test is worth: what pgbouncer does not look after is lost without.
     monkeypatch.setattr(db, "_set_locally", lambda _: "SELECT")
-    lost = {name: POISON[name] for name in ("jit", "plan_cache_mode", "statement_timeout")}
+    lost = {name: POISON[name] for name in POISON.keys() - {"TimeZone", "DateStyle"}}
     assert await ask(pooled_url, pgbouncer=True) == [expected | lost] * 3
 
 
@@ -346,6 +350,27 @@ def test_migrations_go_past_it(bouncer: str, empty_database_url: str, monkeypatc
     code, listed = run("users", "list")
     assert (code, "alice" in listed) == (0, True)
     assert run("rollups", "verify") == (0, "the rollups agree with a full count\n")
+
+
+def test_what_asks_for_pending_migrations_goes_past_a_pooler_that_is_away(
+    empty_database_url: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = "postgresql://bridgelog@127.0.0.1:1/nothing"
+    for name, value in (
+        ("DATABASE_URL", away),
+        ("PGBOUNCER", "on"),
+        ("DIRECT_DATABASE_URL", empty_database_url),
+        ("STARTUP_TIMEOUT", "0"),
+    ):
+        monkeypatch.setenv(f"BRIDGELOG_{name}", value)
+    pending = CliRunner().invoke(main, ["migrate", "--check"])
+    assert (pending.exit_code, pending.output) == (1, "".join(f"pending {name}\n" for name in migrations.names()))
+    assert CliRunner().invoke(main, ["migrate"]).exit_code == 0
+    current = CliRunner().invoke(main, ["migrate", "--check"])
+    assert (current.exit_code, current.output) == (0, "the schema is current\n")
+    # And so does what serve waits for.
+    behind = replace(settings, direct_database_url=empty_database_url, pgbouncer=True, startup_timeout=0.0)
+    startup.wait_for_schema(behind, away)
 
 
 @pytest.mark.parametrize("name", ["PGBOUNCER", "DIRECT_DATABASE_URL"])

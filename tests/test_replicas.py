@@ -20,8 +20,8 @@ from aiohttp.test_utils import TestClient, TestServer
 from conftest import API, Client, MakeClient, Person, interception
 from rows import Sql, numbered, put
 
+from service import db, standbys, statements
 from service import settings as configuration
-from service import standbys
 from service.app import build_app
 from service.embedded import Embedded, binaries_directory
 from service.settings import Settings
@@ -405,7 +405,7 @@ async def test_a_standby_that_stops_answering_in_the_middle_of_a_read(  # noqa: 
     recorded = await post(reader, owner)
     await caught_up(standby, sql)
     await hold(standby, sql)
-    monkeypatch.setattr(standbys, "_PATIENCE", 0.3)
+    monkeypatch.setattr(db, "_PROBE_SECONDS", 0.3)
     async with reads(reader) as counted:
         reading = asyncio.create_task(get(reader, auditor))
         await eventually(lambda: waits(standby))
@@ -575,16 +575,35 @@ async def test_of_several_hosts_those_that_are_fit_take_turns(
             "postgres://u@/d?host=a,b",
             [("a:5432", "postgres://u@/d?host=a&port=5432"), ("b:5432", "postgres://u@/d?host=b&port=5432")],
         ),
+        ("postgresql:///d?sslmode=require", [("", "postgresql:///d?sslmode=require")]),
     ],
 )
 def test_each_host_of_a_url_has_a_url_of_its_own(url: str, hosts: list[tuple[str, str]]) -> None:
-    assert standbys.each_host(url) == hosts
+    assert db.each_host(url) == hosts
+
+
+@pytest.mark.parametrize("ports", ["5432", "5432,5432"])
+async def test_of_several_hosts_in_the_query_the_primary_is_meant(
+    ports: str, settings: Settings, database_url: str, read_url: str
+) -> None:
+    standby, primary = (parse_qs(urlsplit(url).query)["host"][0] for url in (read_url, database_url))
+    url = f"postgresql://bridgelog@{urlsplit(database_url).path}?host={standby},{primary}&port={ports}"
+    database = await db.connect(settings, url, statements.load())
+    try:
+        async with database.connection() as connection:
+            assert await connection._raw.fetchval("SELECT pg_is_in_recovery()") is False
+    finally:
+        await database.close()
 
 
 @pytest.mark.parametrize(
     ("environment", "told"),
     [
         ({"READ_DATABASE_URL": "postgresql://a/d?target_session_attrs=read-write"}, "cannot ask for a primary"),
+        ({"DATABASE_URL": "postgresql://a,b/d?target_session_attrs=standby"}, "cannot ask for a standby"),
+        ({"DATABASE_URL": "postgresql://a,b/d?target_session_attrs=prefer-standby"}, "cannot ask for a standby"),
+        ({"DATABASE_URL": "postgresql://a/d?target_session_attrs=read-only"}, "cannot ask for a standby"),
+        ({"DIRECT_DATABASE_URL": "postgresql://a,b/d?target_session_attrs=standby"}, "_DIRECT_.*for a standby"),
         ({"READ_DATABASE_URL": "mysql://a/d"}, "must begin with postgresql://"),
         ({"READ_DATABASE_URL": "postgresql:///d"}, "must name a host"),
         ({"READ_DATABASE_URL": "postgresql://a/d", "DATABASE_URL": ""}, "only where BRIDGELOG_DATABASE_URL is set"),

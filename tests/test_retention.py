@@ -21,8 +21,8 @@ from conftest import MakeClient, Person, interception
 from recorder import Recorder, count, running, thought, tool_usage, user_prompt, whole, without
 from rows import Sql, put
 
-from service import db, errors, retention, settings, statements, upkeep
-from service.db import Database
+from service import batches, db, errors, retention, settings, statements, upkeep
+from service.db import Connection, Database
 from service.instants import parse as instant
 from service.retention import Limits
 from service.settings import Settings
@@ -42,7 +42,7 @@ def recorder(client: Any, owner: Person) -> Recorder:
 
 @pytest.fixture(autouse=True)
 def without_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retention, "_LEAST_PAUSE", 0.0)
+    monkeypatch.setattr(batches, "_LEAST_REST", 0.0)
 
 
 def limits(*, rows: datetime | None = None, content: datetime | None = None) -> Limits:
@@ -138,7 +138,7 @@ async def test_no_limit_removes_nothing(database: Database, recorder: Recorder, 
 async def test_what_started_before_goes_with_all_that_it_owns(
     database: Database, recorder: Recorder, sql: Sql, monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
-    monkeypatch.setattr(retention, "_MOST", most)
+    monkeypatch.setattr(batches, "_MOST", most)
     after = {"ended_at": "2026-03-01T13:30:00Z"}
     kept = [
         whole(started_at="2026-03-01T12:00:00Z", **after),
@@ -227,7 +227,7 @@ async def test_a_batch_that_takes_too_long_is_made_smaller(
 async def test_content_goes_and_rows_stay(
     database: Database, recorder: Recorder, sql: Sql, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retention, "_MOST", 1)
+    monkeypatch.setattr(batches, "_MOST", 1)
     old = whole(user_prompts=[user_prompt(metadata={"m": 1}), user_prompt(prompt="")])
     at_limit = whole(
         **{
@@ -320,13 +320,26 @@ async def test_late_content_is_stored_and_removed_by_the_next_run(
 # -- one process at a time -------------------------------------------------------------------------------------------
 
 
-async def test_while_another_process_removes_nothing_is_done(database: Database, database_url: str, sql: Sql) -> None:
+async def test_while_another_process_removes_nothing_is_done(
+    database: Database, database_url: str, sql: Sql, monkeypatch: pytest.MonkeyPatch
+) -> None:
     put(sql, "interceptions", {"started_at": str(NOON - HOUR)})
     with psycopg.connect(database_url, autocommit=True) as other:
         other.execute("SELECT pg_advisory_lock(4770321905514830)")
         assert (await retention.remove(database, limits(rows=NOON), patient=False)).deleted == {}
+        asked, thrice = 0, asyncio.Event()
+        try_take = retention_store.try_take
+
+        async def ask(connection: Connection) -> bool:
+            nonlocal asked
+            asked += 1
+            if asked == 3:
+                thrice.set()
+            return await try_take(connection)
+
+        monkeypatch.setattr(retention_store, "try_take", ask)
         patient = asyncio.create_task(retention.remove(database, limits(rows=NOON), patient=True))
-        await asyncio.wait([patient], timeout=0.5)
+        await thrice.wait()
         assert not patient.done()
         assert count(sql, "interceptions") == 1
         other.execute("SELECT pg_advisory_unlock(4770321905514830)")

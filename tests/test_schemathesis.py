@@ -20,9 +20,11 @@ from schemathesis.config import SchemathesisConfig
 
 from service import openapi, routes
 from service.app import build_app
+from service.connections import Connections
+from service.context import HELD, SETTINGS
 from service.identifiers import parse_uuid
 from service.schemas import examples
-from service.server import Site
+from service.server import Site, bind, port_of
 from service.settings import Settings
 
 Case = schemathesis.Case[Any]
@@ -80,9 +82,9 @@ def live_url(database_url: str, settings: Settings, owner: Person) -> Iterator[s
 
     async def start() -> str:
         await runner.setup()
-        site = Site(runner, "127.0.0.1", 0)
-        await site.start()
-        url = f"http://127.0.0.1:{site.bound_port}"
+        sockets = bind("127.0.0.1", 0)
+        await Site(runner, sockets[0], bounds=Connections(runner.app[SETTINGS], runner.app[HELD])).start()
+        url = f"http://127.0.0.1:{port_of(sockets)}"
         async with ClientSession(url, headers=owner.headers) as session:
             recorded = await session.post(f"{routes.PREFIXES[0]}/interceptions", json=examples.RUNNING)
             assert recorded.status == 201, await recorded.text()

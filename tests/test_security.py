@@ -116,7 +116,7 @@ def test_settings_do_not_show_what_they_hold(settings: Settings) -> None:
 def test_commands_tell_no_secret(tmp_path: Path, log_format: str) -> None:
     file = tmp_path / "url"
     file.write_text(f"postgresql://app:{SECRET}@127.0.0.1:1/bridgelog\n", encoding="utf-8")
-    here = {"BRIDGELOG_LOG_FORMAT": log_format, "BRIDGELOG_LOG_LEVEL": "debug"}
+    here = {"BRIDGELOG_LOG_FORMAT": log_format, "BRIDGELOG_LOG_LEVEL": "debug", "BRIDGELOG_STARTUP_TIMEOUT": "0.1"}
     unreachable = here | {"BRIDGELOG_DATABASE_URL_FILE": str(file)}
     for arguments in (
         ["migrate"],

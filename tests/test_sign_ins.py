@@ -238,6 +238,40 @@ async def test_what_is_remembered_is_bounded(database: db.Database, monkeypatch:
         assert len(authenticator._unknown) <= 20
 
 
+async def test_the_oldest_is_forgotten_and_nobody_else(
+    database: db.Database, owner: Person, member: Person, add_person: AddPerson, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auth, "_MOST_REMEMBERED", 2)
+    monkeypatch.setattr(auth, "_TRUSTED_SECONDS", 0.0)  # each time it is looked up
+    naps = Naps()
+    failures = Rate(per_second=1, burst=1, clock=lambda: 0)
+    authenticator = Authenticator(database, member_read="own", failures=failures, sleep=naps)
+    third = await add_person("third")
+    for person in (member, owner, member, third):  # the owner is the one who was not here for longest
+        assert (await authenticator.authenticate(person.token, address=ADDRESS)).user_id == person.id
+    with pytest.raises(errors.SignedOut):
+        await authenticator.authenticate(guess(0), address=ADDRESS)
+    for person in (member, third):
+        await authenticator.authenticate(person.token, address=ADDRESS)
+    assert naps.taken == [], "both are known"
+    await authenticator.authenticate(owner.token, address=ADDRESS)
+    assert naps.taken == [1.0], "the oldest is not any more"
+
+
+async def test_the_oldest_unknown_token_is_forgotten_and_no_other(
+    database: db.Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look_ups = LookUps(monkeypatch)
+    look_ups.go_on.set()
+    monkeypatch.setattr(auth, "_TRUSTED_SECONDS", 3_600.0)
+    monkeypatch.setattr(auth, "_MOST_REMEMBERED", 2)
+    authenticator = Authenticator(database, member_read="own")
+    for number in (0, 1, 2, 1, 2, 0):
+        with pytest.raises(errors.SignedOut):
+            await authenticator.authenticate(guess(number))
+    assert len(look_ups.asked) == 4
+
+
 async def test_a_failed_look_up_is_told_to_all_who_waited_for_it_and_to_nobody_else(
     database: db.Database, owner: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -134,7 +134,12 @@ def command(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "service", *arguments],
         cwd=ROOT,
-        env={"PATH": os.defpath, "BRIDGELOG_DATABASE_URL": url, "BRIDGELOG_PORT": "0"},
+        env={
+            "PATH": os.defpath,
+            "BRIDGELOG_DATABASE_URL": url,
+            "BRIDGELOG_PORT": "0",
+            "BRIDGELOG_STARTUP_TIMEOUT": "0",
+        },
         capture_output=True,
         text=True,
         check=False,

@@ -60,6 +60,10 @@ class RequestLog:
         self._since_pruned = 0
         self._warned_at = -_WARN_SECONDS
 
+    def turn(self, enabled: bool) -> None:  # noqa: FBT001 - called with what the database says
+        """The switch has been turned."""
+        self.enabled = enabled
+
     def exchange(self, *, instance: str, model: str, name: str, secrets: Collection[str]) -> Exchange | None:
         """Where to log an exchange of that name; None while the switch is off. `secrets` are masked wherever they stand."""
         if not self.enabled:

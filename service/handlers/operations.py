@@ -9,6 +9,7 @@ from aiohttp import web
 from service import errors, migrations
 from service.answers import json_answer
 from service.context import BACKLOG, DATABASE, LIFECYCLE, METRICS, SETTINGS, Backlog
+from service.db import Connection
 from service.store import schema
 
 # The share of its limit from which on a spool is told to be near it.
@@ -28,16 +29,17 @@ async def readyz(request: web.Request) -> web.Response:
     """
     if request.app[LIFECYCLE].draining:
         raise errors.NotReady("The service is shutting down.", retry_after=1)
+    is_own = request.app[SETTINGS].schema == "own"
+
+    async def ask(connection: Connection) -> None:
+        await schema.ping(connection)
+        if is_own and await schema.missing_migrations(connection, known=migrations.names()):
+            raise errors.SchemaBehind("The operator must run bridgelog migrate.", retry_after=10)
+
     backlog = request.app[BACKLOG]() if BACKLOG in request.app else None
     state = "ready"
     try:
-        # Not one of the pool's: a service that is busy is ready.
-        async with request.app[DATABASE].reserved() as connection:
-            await schema.ping(connection)
-            if request.app[SETTINGS].schema == "own":
-                missing = await schema.missing_migrations(connection, known=migrations.names())
-                if missing:
-                    raise errors.SchemaBehind("The operator must run bridgelog migrate.", retry_after=10)
+        await request.app[DATABASE].probe(ask)
     except errors.DatabaseUnavailable as problem:
         if backlog is None:
             raise errors.NotReady("The database cannot be reached.", retry_after=problem.retry_after) from problem
@@ -65,4 +67,4 @@ def _shown(backlog: Backlog) -> dict[str, Any]:
 async def metrics(request: web.Request) -> web.Response:
     """The metrics in Prometheus's text format."""
     headers = {"Content-Type": _METRICS_TYPE, "Cache-Control": "no-store"}
-    return web.Response(body=request.app[METRICS].expose(), headers=headers)
+    return web.Response(body=await request.app[METRICS].expose(), headers=headers)

@@ -55,6 +55,13 @@ async def seal(connection: Connection, *, until: datetime, patience: timedelta =
     return seal_until < until
 
 
+async def first_unsealed(connection: Connection) -> datetime | None:
+    """When the earliest ended interception started that is not sealed; None where all are."""
+    sealed_until = await connection.value("rollups/read_sealed_until")
+    found: datetime | None = await connection.value("rollups/find_first_unsealed", sealed_until=sealed_until)
+    return found
+
+
 async def fold(connection: Connection) -> bool:
     """Fold the changes into the buckets; False where there was nothing to do, or another process is about it."""
     if not await connection.value("rollups/any_change") or not await connection.value("rollups/try_upkeep"):

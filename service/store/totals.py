@@ -83,12 +83,6 @@ async def count(connection: Connection, *, criteria: Criteria) -> int:
     return sum(counts.found)
 
 
-async def locate(connection: Connection, *, criteria: Criteria, offset: int) -> Place | None:
-    """Where the match is that `offset` others come before; None if there are not so many."""
-    counts = await _count_stretches(connection, criteria=criteria)
-    return await _locate(connection, counts, criteria=criteria, offset=offset)
-
-
 @dataclass(frozen=True, slots=True)
 class _Counts:
     """The stretches that a search is divided into, and how many matches each of them holds."""

@@ -25,7 +25,9 @@ WITH RECURSIVE place (depth, begins, ends, skip) AS (
     SELECT
         place.depth + 1 AS depth,
         found.starts_at AS begins,
-        (found.starts_at AT TIME ZONE 'UTC' + ('1 ' || (:unit::text[])[place.depth])::interval) AT TIME ZONE 'UTC' AS ends,
+        (
+            found.starts_at AT TIME ZONE 'UTC' + ('1 ' || (:unit::text[])[place.depth])::interval
+        ) AT TIME ZONE 'UTC' AS ends,
         place.skip - found.before AS skip
     FROM place
     CROSS JOIN LATERAL (
