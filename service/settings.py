@@ -22,8 +22,8 @@ from marshmallow.validate import Length, OneOf, Range
 MIB = 1024 * 1024
 MOST_WORKERS = 64
 MOST_OF_IMPORT = 20 * MIB  # a record and a batch
-# Milliseconds of a time-out in PostgreSQL are an integer.
-_LONGEST_TIMEOUT = (2**31 - 1) / 1000
+# PostgreSQL counts time-outs in milliseconds, of which there are 2,147,483,647 at most.
+_LONGEST_TIMEOUT = 2_147_000.0
 # Requests a second: one in a quarter of an hour, and more than a process can answer.
 _SLOWEST = 0.001
 _FASTEST = 1_000_000.0
@@ -247,8 +247,10 @@ def _check_ports(settings: Settings) -> None:
         ("READ_DATABASE_URL", settings.read_database_url),
         ("DIRECT_DATABASE_URL", settings.direct_database_url),
     ):
-        query = parse_qs(urlsplit(url or "").query, keep_blank_values=True)
-        hosts, ports = (query.get(part, [""])[-1].split(",") for part in ("host", "port"))
+        parts = urlsplit(url or "")
+        query = parse_qs(parts.query, keep_blank_values=True)
+        hosts = query.get("host", [parts.netloc.rpartition("@")[2]])[-1].split(",")
+        ports = query.get("port", [""])[-1].split(",")
         if len(ports) not in (1, len(hosts)):
             message = (
                 f'Environment variable "BRIDGELOG_{name}" has {len(ports)} ports for {len(hosts)} hosts: '
