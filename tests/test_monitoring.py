@@ -52,7 +52,7 @@ def exposed() -> dict[str, set[str]]:
     for gauge in (metrics.standby_in_use, metrics.standby_lag_seconds, metrics.standby_lag_bytes):
         gauge.labels("standby:5432").set(1)
     metrics.retention_behind.labels("content").set(0)
-    metrics.ran("tokens/find_token", 1)
+    metrics.ran("tokens/find_tokens", 1)
     metrics.waited(1)
     found = {
         sample.name: set(sample.labels)
