@@ -275,7 +275,7 @@ async def test_an_interrupted_erasure_is_taken_up(
 
 @pytest.mark.parametrize("is_user", [True, False])
 async def test_who_takes_the_name_first_stops_nothing(
-    database: Database, recorder: Recorder, sql: Sql, is_user: bool
+    database: Database, recorder: Recorder, sql: Sql, *, is_user: bool
 ) -> None:
     ann, squatter = uuid4(), uuid4()
     body = secret(ann) if is_user else without(secret(ann), "initiator") | {"initiator_id": str(ann)}

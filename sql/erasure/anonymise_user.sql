@@ -11,7 +11,7 @@
 UPDATE users
 SET
     username = CASE
-        WHEN users.username ^@ (:username || '-') THEN users.username
+        WHEN starts_with(users.username, :username || '-') THEN users.username
         WHEN EXISTS (
             SELECT
             FROM users AS others
