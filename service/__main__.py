@@ -217,6 +217,9 @@ def add_user(username: str, roles: tuple[str, ...], user_id: str | None, name: s
             raise click.BadParameter("must not contain control characters", param_hint=what)
         if len(text) > 512:
             raise click.BadParameter("must have at most 512 characters", param_hint=what)
+    if erasure_store.is_reserved(username):
+        message = "must not be erased- and a UUID: so are those called who were erased"
+        raise click.BadParameter(message, param_hint="USERNAME")
     new_id = _user_id(user_id)
 
     async def add(connection: db.Connection) -> None:
@@ -269,7 +272,7 @@ def activate_user(username: str) -> None:
 def erase_user(username: str, *, yes: bool) -> None:
     """Remove a person's names, tokens and content everywhere, and keep the counts.
 
-    USERNAME may also be the id of a user, or of an initiator who is none. Safe to repeat.
+    USERNAME may also be the id of a user, or of an initiator who is none. Safe to repeat, by the id: the name goes first.
     """
     settings = _settings()
     initiator_id = parse_uuid(username)
@@ -294,6 +297,7 @@ def erase_user(username: str, *, yes: bool) -> None:
         if not yes:
             question = f"Erase {logs.visible(username)} ({found})? What is removed cannot be brought back."
             click.confirm(question, abort=True, err=True)
+        click.echo(f"If this is interrupted, go on with: bridgelog users erase {found}", err=True)
         removed = _run(_with(settings, url, lambda database: erase(database, found)))
     for kind in ("tokens", *erasure_store.KINDS):
         click.echo(f"{kind}\t{removed[kind]}")

@@ -106,6 +106,7 @@ def build_app(settings: Settings, *, database_url: str, metrics_folder: Path | N
             member_read=settings.member_read,
             failures=_failures(settings.failed_sign_ins),
             grace=settings.auth_grace,
+            most_delayed=max(1, settings.max_connections // 4),
         )
         app[METRICS].watch(database)
         standbys = Standbys(settings, database, loaded, metrics=app[METRICS], observer=observer)

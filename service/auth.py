@@ -7,7 +7,7 @@ import hmac
 import math
 import re
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Hashable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -33,9 +33,9 @@ _TRUSTED_SECONDS = 0.5
 _MOST_REMEMBERED = 10_000
 # For how long the bridge waits for the database where it could do without.
 _GRACE_PATIENCE = 2.0
-# How long a guess takes from an address that has made too many, and how many of these may wait.
+# How long a guess takes from an address that has made too many, and how many of one address may wait.
 _DELAY_SECONDS = 1.0
-_MOST_DELAYED = 1_000
+_MOST_DELAYED_OF_ONE = 20
 _SIGN_IN = frozenset({"active", "dormant"})
 _TOUCH_AFTER = timedelta(minutes=5)
 
@@ -111,7 +111,8 @@ class Authenticator:
 
     Whatever is presented, one statement at a time looks tokens up, for everyone who waits: a flood of guesses costs the
     database one connection. From an address with too many `failures`, a token that this process has not seen valid
-    waits a second before that, and one that is wrong is refused as one too many. A valid one always signs in.
+    waits a second before that, and one that is wrong is refused as one too many. Who waits keeps a connection: beyond
+    twenty of one address, and `most_delayed` in all, such tokens are refused unseen.
     """
 
     def __init__(
@@ -120,6 +121,7 @@ class Authenticator:
         *,
         member_read: Literal["own", "none"],
         failures: Rate | None = None,
+        most_delayed: int = _MOST_DELAYED_OF_ONE,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         grace: float = 0.0,
     ) -> None:
@@ -127,7 +129,8 @@ class Authenticator:
         self._member_read = member_read
         self._failures = failures
         self._sleep = sleep
-        self._delayed = 0
+        self._delayed: Counter[Hashable] = Counter()
+        self._most_delayed = most_delayed
         self._grace = grace
         self._away_at = -math.inf
         self._late: asyncio.Task[Caller] | None = None
@@ -191,7 +194,7 @@ class Authenticator:
             )
         token_id, hashed_secret = parts
         if self._failures and text not in self._trusted and not self._failures.look(source).granted:
-            await self._delay()
+            await self._delay(source)
         seen_at, token = await self._look_up(token_id)
         # An unknown id costs the same comparison as a wrong secret, and is answered with the same words.
         genuine = hmac.compare_digest(hashed_secret, token.hashed_secret if token else bytes(len(hashed_secret)))
@@ -223,14 +226,16 @@ class Authenticator:
             await self._touch(token_id, now)
         return caller
 
-    async def _delay(self) -> None:
-        if self._delayed >= _MOST_DELAYED:
+    async def _delay(self, source: Hashable) -> None:
+        if self._delayed[source] >= _MOST_DELAYED_OF_ONE or self._delayed.total() >= self._most_delayed:
             raise errors.TooManyFailedSignIns(retry_after=math.ceil(_DELAY_SECONDS))
-        self._delayed += 1
+        self._delayed[source] += 1
         try:
             await self._sleep(_DELAY_SECONDS)
         finally:
-            self._delayed -= 1
+            self._delayed[source] -= 1
+            if not self._delayed[source]:
+                del self._delayed[source]
 
     async def _look_up(self, token_id: str) -> tuple[float, tokens.Token | None]:
         """The token of that id, and when it was so."""

@@ -1,6 +1,7 @@
 """Erasing a person: their account, and in small batches the content of all that they initiated. The counts stay.
 
-It can be interrupted and done again at any time: the name goes last.
+The name goes first: it can be interrupted and done again at any time, by the person's id. It goes once more at the end,
+for whoever was recording as it began.
 """
 
 from __future__ import annotations

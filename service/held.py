@@ -9,15 +9,28 @@ SMALL = 64 * 1024
 
 
 class Held:
-    """The bytes that all requests hold together, and the most that they may."""
+    """The bytes that all requests hold together, and the most that they may.
+
+    What is being sent here takes at most half of that, however slowly it comes: the other half is for answers.
+    """
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self.total = 0
+        self.uploads = 0
+        self.answers = 0
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.uploads + self.answers
 
     def has_room(self, size: int) -> bool:
-        """Whether so many bytes more can be held."""
+        """Whether so many bytes more can be held of an answer."""
         return size <= SMALL or self.total + size <= self._most
+
+    def takes(self, more: int) -> bool:
+        """Whether so many bytes more can be held of what is being sent here."""
+        return self.uploads + more <= self._most // 2 and self.total + more <= self._most
 
     def share(self) -> Share:
         """What one request holds: nothing yet."""
@@ -29,22 +42,24 @@ class Share:
 
     def __init__(self, held: Held) -> None:
         self._held = held
-        self._size = 0
+        self._upload = 0
+        self._answer = 0
 
     def hold(self, size: int) -> None:
-        """Hold so many bytes, in all; raises Overloaded where there is no room for them beside those of others."""
-        more = size - self._size
-        if size <= SMALL or more <= 0:
-            return
-        if not self._held.has_room(more + SMALL):
+        """Hold so many bytes of what is sent; raises Overloaded where there is no room for them beside those of others."""
+        counted = size if size > SMALL else 0
+        more = counted - self._upload
+        if more > 0 and not self._held.takes(more):
             raise errors.Overloaded("Too many large bodies and answers are under way.", retry_after=1)
-        self.keep(size)
+        self._held.uploads += more
+        self._upload = counted
 
     def keep(self, size: int) -> None:
-        """Hold so many bytes, in all, which are there already."""
-        self._held.total += size - self._size
-        self._size = size
+        """Hold so many bytes of an answer, which are there already."""
+        self._held.answers += size - self._answer
+        self._answer = size
 
     def give_back(self) -> None:
         """Hold nothing any more."""
+        self.hold(0)
         self.keep(0)

@@ -79,7 +79,7 @@ class _Batch:
 
     def __init__(self) -> None:
         self.interceptions: dict[int, Interception] = {}
-        self._size = 0
+        self.size = 0
         self._ids: set[UUID] = set()
         self._users: dict[UUID, str] = {}
         self._usernames: dict[str, UUID] = {}
@@ -89,7 +89,7 @@ class _Batch:
         """Whether there is room for it, and nothing that bears on it."""
         if not self.interceptions:
             return True
-        if len(self.interceptions) >= _BATCH_RECORDS or self._size + size > BATCH_BYTES:
+        if len(self.interceptions) >= _BATCH_RECORDS or self.size + size > BATCH_BYTES:
             return False
         user = interception.initiator
         return (
@@ -107,7 +107,7 @@ class _Batch:
     def add(self, line: int, interception: Interception, *, size: int) -> None:
         """Take it, `size` bytes of text."""
         self.interceptions[line] = interception
-        self._size += size
+        self.size += size
         self._ids.update(_ids(interception))
         if interception.initiator:
             self._users[interception.initiator.id] = interception.initiator.username
@@ -125,34 +125,50 @@ def _ids(interception: Interception) -> Iterator[UUID]:
 
 
 async def import_stream(
-    database: Database, chunks: AsyncIterable[bytes], *, progress: Callable[[Report], None] = lambda _: None
+    database: Database,
+    chunks: AsyncIterable[bytes],
+    *,
+    progress: Callable[[Report], None] = lambda _: None,
+    hold: Callable[[int], None] = lambda _: None,
 ) -> Report:
     """Store every finished interception of an NDJSON or JSON array stream; `progress` hears of each batch.
+
+    `hold` hears how many bytes of the stream are held, never more than a record and a batch; it may raise.
 
     Each batch is a transaction of its own, so what a broken connection cuts off is what came last; sending all of it again
     is safe. Raises DatabaseUnavailable where the database goes away.
     """
     report = Report()
     batch = _Batch()
-    async for record in records_stream.split(chunks, max_record=MAX_RECORD):
+
+    def collecting(size: int) -> None:
+        hold(batch.size + size)
+
+    async def store() -> None:
+        nonlocal batch
+        await _store(database, batch.interceptions, report=report)
+        progress(report)
+        batch = _Batch()
+
+    async for record in records_stream.split(chunks, max_record=MAX_RECORD, collecting=collecting):
         if record.line % _BREATHE_EVERY == 0:
             await asyncio.sleep(0)  # reading a long stream must not keep other requests waiting
         if record.data is None:
             report.reject(record.line, record.problem or "")
             continue
         size = len(record.data)
+        hold(batch.size + size)
         try:
             interception = await asyncio.to_thread(_read, record.data) if size > _AT_ONCE else _read(record.data)
         except errors.Refusal as refusal:
             report.reject(record.line, refusal.detail or refusal.message, refusal.validations)
             continue
         if not batch.takes(interception, size=size):
-            await _store(database, batch.interceptions, report=report)
-            progress(report)
-            batch = _Batch()
+            await store()
         batch.add(record.line, interception, size=size)
-    await _store(database, batch.interceptions, report=report)
-    progress(report)
+        if batch.size >= BATCH_BYTES:
+            await store()
+    await store()
     return report
 
 

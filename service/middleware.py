@@ -201,6 +201,8 @@ def _refused(refusal: errors.Refusal, headers: dict[str, str], *, shape: Shape |
         answer = json_answer(envelope(refusal), status=refusal.status, headers=headers)
     if isinstance(refusal, errors.MalformedRequest | errors.RequestTooSlow):
         answer.force_close()  # where the next request would begin is not known
+    elif isinstance(refusal, errors.TooManyFailedSignIns):
+        answer.force_close()  # who guesses keeps no connection for the next one
     return answer
 
 

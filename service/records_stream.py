@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import io
 import re
-from collections.abc import AsyncIterable, AsyncIterator, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -46,8 +46,12 @@ class Record:
     problem: str | None = None
 
 
-async def split(chunks: AsyncIterable[bytes], *, max_record: int) -> AsyncIterator[Record]:
+async def split(
+    chunks: AsyncIterable[bytes], *, max_record: int, collecting: Callable[[int], None] = lambda _: None
+) -> AsyncIterator[Record]:
     """Yield the records of a stream in order; none is longer than `max_record` bytes.
+
+    `collecting` hears, before more is waited for, how many bytes are held of the record that is coming.
 
     Blank lines yield nothing. Problems are: a record that is too long; in an array, an element that is empty or that
     another follows without a comma, an array that is not closed, and, once, whatever follows its closing bracket.
@@ -69,6 +73,7 @@ async def split(chunks: AsyncIterable[bytes], *, max_record: int) -> AsyncIterat
                 splitter = _Lines(max_record, line=line)
         for record in splitter.feed(chunk[begin:]):
             yield record
+        collecting(splitter.held.text.tell())
     if splitter is not None:
         for record in splitter.finish():
             yield record

@@ -21,6 +21,9 @@ from marshmallow.validate import Length, OneOf, Range
 
 MIB = 1024 * 1024
 MOST_WORKERS = 64
+MOST_OF_IMPORT = 20 * MIB  # a record and a batch
+# PostgreSQL counts time-outs in milliseconds, of which there are 2,147,483,647 at most.
+_LONGEST_TIMEOUT = 2_147_000.0
 # Requests a second: one in a quarter of an hour, and more than a process can answer.
 _SLOWEST = 0.001
 _FASTEST = 1_000_000.0
@@ -167,9 +170,9 @@ def read() -> Settings:
                 pool_size=env.int("POOL_SIZE", 10, validate=Range(1, 1000)),
                 max_waiting=env.int("MAX_WAITING", 200, validate=Range(0, 100_000)),
                 pool_timeout=env.float("POOL_TIMEOUT", 5.0, validate=Range(min=0.001)),
-                statement_timeout=env.float("STATEMENT_TIMEOUT", 30.0, validate=Range(min=0.001)),
-                lock_timeout=env.float("LOCK_TIMEOUT", 10.0, validate=Range(min=0.001)),
-                request_timeout=env.float("REQUEST_TIMEOUT", 50.0, validate=Range(min=0.001)),
+                statement_timeout=env.float("STATEMENT_TIMEOUT", 30.0, validate=Range(0.001, _LONGEST_TIMEOUT)),
+                lock_timeout=env.float("LOCK_TIMEOUT", 10.0, validate=Range(0.001, _LONGEST_TIMEOUT)),
+                request_timeout=env.float("REQUEST_TIMEOUT", 50.0, validate=Range(0.001, _LONGEST_TIMEOUT)),
                 head_timeout=env.float("HEAD_TIMEOUT", 10.0, validate=Range(min=0.001)),
                 send_timeout=env.float("SEND_TIMEOUT", 60.0, validate=Range(min=0.001)),
                 max_connections=env.int("MAX_CONNECTIONS", 900, validate=Range(1, 1_000_000)),
@@ -202,6 +205,17 @@ def _check_together(settings: Settings) -> None:
         if not urlsplit(url).netloc.rpartition("@")[2] and "host" not in query:
             message = "BRIDGELOG_READ_DATABASE_URL must name a host"
             raise InvalidSettings(message)
+    _check_ports(settings)
+    least = 2 * max(settings.max_body, settings.max_page, MOST_OF_IMPORT)
+    if settings.max_held < least:
+        message = (
+            f'Environment variable "BRIDGELOG_MAX_HELD" must be at least {least} here: twice BRIDGELOG_MAX_BODY, '
+            f"BRIDGELOG_MAX_PAGE and the {MOST_OF_IMPORT} of an import, for half of it is kept for answers"
+        )
+        raise InvalidSettings(message)
+    if settings.rate_burst and not settings.rate_limit:
+        message = 'Environment variable "BRIDGELOG_RATE_BURST" can be set only where BRIDGELOG_RATE_LIMIT is set'
+        raise InvalidSettings(message)
     if settings.schema == "foreign" and (settings.retention or settings.content_retention):
         message = (
             'Environment variables "BRIDGELOG_RETENTION" and "BRIDGELOG_CONTENT_RETENTION" must be 0 where '
@@ -224,6 +238,25 @@ def _check_together(settings: Settings) -> None:
 
 def _wanted(url: str) -> str | None:
     return parse_qs(urlsplit(url).query).get("target_session_attrs", [None])[-1]
+
+
+def _check_ports(settings: Settings) -> None:
+    """As PostgreSQL has it: where ports stand apart from the hosts, one is for all, or each host has its own."""
+    for name, url in (
+        ("DATABASE_URL", settings.database_url),
+        ("READ_DATABASE_URL", settings.read_database_url),
+        ("DIRECT_DATABASE_URL", settings.direct_database_url),
+    ):
+        parts = urlsplit(url or "")
+        query = parse_qs(parts.query, keep_blank_values=True)
+        hosts = query.get("host", [parts.netloc.rpartition("@")[2]])[-1].split(",")
+        ports = query.get("port", [""])[-1].split(",")
+        if len(ports) not in (1, len(hosts)):
+            message = (
+                f'Environment variable "BRIDGELOG_{name}" has {len(ports)} ports for {len(hosts)} hosts: '
+                "it takes one port for all of them, or one for each"
+            )
+            raise InvalidSettings(message)
 
 
 def _choice(env: FileAwareEnv, name: str, default: str, *others: str) -> str:

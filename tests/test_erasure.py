@@ -261,11 +261,75 @@ async def test_an_interrupted_erasure_is_taken_up(
         patch.setattr(erasure_store, "erase", lost)
         with pytest.raises(errors.DatabaseUnavailable):
             await erasure.erase(database, user_id=ann)
-    # Still found by name, and already signed out.
-    assert sql("SELECT username, status FROM users WHERE id = %s", ann) == [(f"{MARK}-{ann}", "suspended")]
+    # Already without names, and signed out.
+    assert sql("SELECT username, name, avatar_url, status FROM users WHERE id = %s", ann) == [
+        (f"erased-{ann}", "", "", "suspended")
+    ]
     assert sql("SELECT count(*) FROM aibridge_user_prompts WHERE prompt <> ''") == [(6,)]
     assert (await erasure.erase(database, user_id=ann))["user_prompts"] == 6
     assert where(sql) == []
+
+
+# -- the name is taken -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_user", [True, False])
+async def test_who_takes_the_name_first_stops_nothing(
+    database: Database, recorder: Recorder, sql: Sql, *, is_user: bool
+) -> None:
+    ann, squatter = uuid4(), uuid4()
+    body = secret(ann) if is_user else without(secret(ann), "initiator") | {"initiator_id": str(ann)}
+    assert (await recorder.record(body)).status == 201
+    sql("INSERT INTO users (id, username) VALUES (%s, %s)", squatter, f"ERASED-{ann}")
+    for _ in range(2):
+        await erasure.erase(database, user_id=ann)
+        assert where(sql) == []
+        [(username, name, status)] = sql("SELECT username, name, status FROM users WHERE id = %s", ann)
+        assert (name, status) == ("", "suspended")
+        assert username.startswith(f"erased-{ann}-")
+    # Again leaves the name as it is, and the other's too.
+    await erasure.erase(database, user_id=ann)
+    assert sql("SELECT username FROM users WHERE id = %s", ann) == [(username,)]
+    assert sql("SELECT username FROM users WHERE id = %s", squatter) == [(f"ERASED-{ann}",)]
+    # Sent again, alone or in an import, nothing of them comes back.
+    assert (await recorder.record(body)).status == 200
+    assert (await recorder.send([body, secret(ann)])).body["imported"] == 1
+    assert where(sql) == []
+
+
+async def test_names_that_come_back_while_it_goes_on_are_taken_again(
+    database: Database, recorder: Recorder, sql: Sql, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ann = uuid4()
+    assert (await recorder.record(secret(ann))).status == 201
+    erase = erasure_store.erase
+
+    async def late(connection: Connection, **values: Any) -> Any:
+        # As of a transaction that had looked for the erasure before it began.
+        sql("UPDATE users SET username = %s, name = %s WHERE id = %s", MARK, MARK, ann)
+        return await erase(connection, **values)
+
+    monkeypatch.setattr(erasure_store, "erase", late)
+    await erasure.erase(database, user_id=ann)
+    assert where(sql) == []
+
+
+@pytest.mark.parametrize("form", ["erased-{}", "ERASED-{}", "erased-{}-0123456789abcdef"])
+async def test_nobody_else_is_called_so(recorder: Recorder, database_url: str, sql: Sql, form: str) -> None:
+    ann = uuid4()
+    body = secret(uuid4())
+    body["initiator"]["username"] = form.format(ann)
+    answer = await recorder.record(body)
+    assert (answer.status, list(answer.wrong)) == (400, ["initiator.username"])
+    report = (await recorder.send([body, secret(uuid4())])).body
+    assert (report["imported"], report["rejected_total"]) == (1, 1)
+    assert [wrong["field"] for wrong in report["rejected"][0]["validations"]] == ["initiator.username"]
+    added = await asyncio.to_thread(command, database_url, "users", "add", form.format(ann), "--role", "member")
+    assert added.returncode == 2
+    assert "USERNAME: must not be erased- and a UUID" in added.stderr
+    assert sql("SELECT count(*) FROM users WHERE username ILIKE 'erased-%%'") == [(0,)]
+    body["initiator"]["username"] = f"erased-{str(ann)[:-1]}"  # is no such name
+    assert (await recorder.record(body)).status == 201
 
 
 # -- beside those who record, the guards in place and removed --------------------------------------------------------
@@ -403,9 +467,11 @@ async def test_the_command(recorder: Recorder, database_url: str, sql: Sql) -> N
         declined = await run("users", "erase", "ann", stdin=answer)
         assert declined.returncode == 1
         assert f"Erase ann ({ann})?" in declined.stderr
+        assert "go on with" not in declined.stderr
     assert everything(sql) == before
     done = await run("users", "erase", "ann", stdin="y\n")
     assert done.returncode == 0, done.stderr
+    assert f"go on with: bridgelog users erase {ann}\n" in done.stderr
     assert done.stdout.splitlines() == [
         "tokens\t0",
         "interceptions\t1",

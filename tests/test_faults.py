@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import json
 import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
+from ipaddress import ip_network
 from typing import Any, cast
 from urllib.parse import urlsplit
 
@@ -23,7 +25,7 @@ from test_http import Answer, Socket, envelope, read_answer
 
 from service import auth, connections, db, server, statements
 from service.app import build_app
-from service.context import HELD
+from service.context import AUTHENTICATOR, HELD
 from service.settings import Settings
 from service.store import tokens, totals
 
@@ -59,12 +61,14 @@ async def start(database_url: str, settings: Settings) -> AsyncIterator[Start]:
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             started = Socket(port=await port, task=task)
             HELDS[started.port] = app[HELD]
+            AUTHENTICATORS[started.port] = app[AUTHENTICATOR]
             return started
 
         yield starting
 
 
 HELDS: dict[int, Any] = {}
+AUTHENTICATORS: dict[int, Any] = {}
 
 
 @contextlib.contextmanager
@@ -442,6 +446,49 @@ async def test_a_head_is_bounded_in_all(start: Start) -> None:
         assert (answer.status, answer.json()["message"]) == (431, "Request line or headers are too large.")
 
 
+async def test_who_guesses_tokens_takes_the_connections_of_nobody(start: Start, owner: Person, member: Person) -> None:
+    most = 20
+    http = await start(max_connections=most, failed_sign_ins=1, trusted_proxies=(ip_network("127.0.0.0/8"),))
+    authenticator = AUTHENTICATORS[http.port]
+    assert (await http.get(f"{API}/models", member)).status == 200
+    go_on = asyncio.Event()
+
+    async def sleep(_: float) -> None:
+        await go_on.wait()
+
+    authenticator._sleep = sleep
+    authenticator._failures._clock = lambda: 0
+
+    def guess(number: int, address: str = "203.0.113.1") -> bytes:
+        token = f"{number:010d}-{number:022d}"
+        # Its body never comes.
+        return (
+            f"POST {API}/interceptions HTTP/1.1\r\nHost: x\r\nCoder-Session-Token: {token}\r\n"
+            f"X-Forwarded-For: {address}\r\nContent-Length: 1000\r\n\r\n"
+        ).encode()
+
+    async with contextlib.AsyncExitStack() as stack:
+        readers = []
+        for number in range(2 * most):
+            reader, writer = await stack.enter_async_context(http.connection())
+            writer.write(guess(number))
+            readers.append(reader)
+            if number == 0:
+                assert (await read_answer(reader)).status == 401
+            elif number > most // 4:
+                answer = await read_answer(reader)
+                assert (answer.status, answer.headers["connection"]) == (429, "close")
+        assert authenticator._delayed.total() == most // 4
+        assert (await http.get("/healthz")).status == 200
+        # One that nobody has seen signs in from elsewhere, and one that is known even from there.
+        assert (await http.get(f"{API}/models", owner)).status == 200
+        known = (request("GET", f"{API}/models", member)).replace(b"Host:", b"X-Forwarded-For: 203.0.113.1\r\nHost:")
+        assert (await http.send(known)).status == 200
+        go_on.set()
+        for reader in readers[1 : most // 4 + 1]:
+            assert (await read_answer(reader)).status == 429
+
+
 # -- memory ----------------------------------------------------------------------------------------------------------
 
 
@@ -494,13 +541,13 @@ async def test_a_slow_reader_is_not_waited_for_and_holds_up_nobody(start: Start,
 
 
 async def test_large_bodies_are_bounded_together(start: Start, owner: Person) -> None:
-    http = await start(max_held=3_000_000)
+    http = await start(max_held=6_000_000)
     held = HELDS[http.port]
     large = json.dumps(interception(metadata={"a": "x" * 2_000_000})).encode()
     head = request("POST", f"{API}/interceptions", owner, length=len(large))
     async with http.connection() as (reader, writer):
         writer.write(head + large[:-1])
-        await until(lambda: held.total == len(large) - 1)
+        await until(lambda: held.uploads == len(large) - 1)
         answer = await http.send(head + large)
         envelope(answer, 503, OVERLOADED)
         assert (await post(http, owner, interception())).status == 201, "a small one has room"
@@ -520,6 +567,53 @@ async def test_where_there_is_room_none_is_refused(start: Start, owner: Person) 
         assert (await http.send(head + bodies[1])).status == 201
         writer.write(bodies[0][-1:])
         assert (await read_answer(reader)).status == 201
+
+
+async def test_what_is_sent_slowly_leaves_room_for_answers(start: Start, owner: Person, sql: Sql) -> None:
+    put_large(sql, number=2, size=1_000_000)
+    http = await start(max_held=6_000_000)
+    held = HELDS[http.port]
+    large = json.dumps(interception(metadata={"a": "x" * 1_400_000})).encode()
+    async with contextlib.AsyncExitStack() as stack:
+        # Imports that have sent next to nothing hold next to nothing.
+        for _ in range(40):
+            _, writer = await stack.enter_async_context(http.connection())
+            writer.write(request("POST", f"{API}/interceptions/import", owner, length=1_000_000) + b"{")
+        assert (await http.get("/healthz")).status == 200
+        assert held.total == 0
+        slow = []
+        for path in ("/interceptions", "/interceptions/import"):
+            reader, writer = await stack.enter_async_context(http.connection())
+            writer.write(request("POST", f"{API}{path}", owner, length=len(large)) + large[:-1])
+            slow.append((reader, writer))
+        await until(lambda: held.uploads == 2 * (len(large) - 1))
+        for path in ("/interceptions", "/interceptions/import"):
+            answer = await http.send(request("POST", f"{API}{path}", owner, length=len(large)) + large)
+            envelope(answer, 503, OVERLOADED)
+        answer = await http.get(f"{API}/interceptions", owner)
+        assert (answer.status, len(answer.json()["results"])) == (200, 2)
+        for reader, writer in slow:
+            writer.write(large[-1:])
+            assert (await read_answer(reader)).status in (200, 201)
+    await until(lambda: held.total == 0)
+
+
+async def test_an_import_gives_back_what_it_has_stored(start: Start, owner: Person) -> None:
+    http = await start(max_held=14_000_000)
+    held = HELDS[http.port]
+    record = json.dumps(whole(metadata={"a": "x" * 2_000_000})).encode()
+
+    def holds(number: int) -> bool:
+        return held.uploads // 2_000_000 == number % 2 + 1 or number == 5
+
+    async with http.connection() as (reader, writer):
+        writer.write(request("POST", f"{API}/interceptions/import", owner, length=6 * (len(record) + 1)))
+        for number in range(6):
+            writer.write(json.dumps(whole(metadata={"a": "x" * 2_000_000})).encode().ljust(len(record)) + b"\n")
+            await until(functools.partial(holds, number))
+        answer = await read_answer(reader)
+        assert (answer.status, answer.json()["imported"]) == (200, 6)
+    await until(lambda: held.total == 0)
 
 
 # -- hosts -----------------------------------------------------------------------------------------------------------

@@ -6,8 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from prometheus_client import Gauge
 from prometheus_client.parser import text_string_to_metric_families
 from served import environment
+
+from service.metrics import Metrics
 
 # One process of the slot counts; the folder is read by the one that runs last.
 _COUNT = """
@@ -79,3 +82,10 @@ def test_one_process_tells_the_same_metrics_as_several(tmp_path: Path) -> None:
         if not sample.name.endswith("_created")
     }
     assert set(count(tmp_path, 0, 1)) == names
+
+
+def test_every_gauge_says_how_those_of_several_workers_are_joined_and_goes_with_its_worker() -> None:
+    gauges = [found for found in Metrics(pool_size=1).registry._collector_to_names if isinstance(found, Gauge)]
+    assert gauges
+    # The library's own way is a label with the slot, and what a dead worker said stays.
+    assert [gauge._name for gauge in gauges if not gauge._multiprocess_mode.startswith("live")] == []

@@ -53,7 +53,7 @@ def exposed() -> dict[str, set[str]]:
         gauge.labels("standby:5432").set(1)
     metrics.retention_behind.labels("content").set(0)
     metrics.recorder_records.labels("buried").inc()
-    metrics.ran("tokens/find_token", 1)
+    metrics.ran("tokens/find_tokens", 1)
     metrics.waited(1)
     found = {
         sample.name: set(sample.labels)

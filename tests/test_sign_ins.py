@@ -139,7 +139,7 @@ async def test_the_address_is_the_clients_where_the_proxy_is_known(make_client: 
 async def test_waiting_guesses_are_bounded(
     database: db.Database, owner: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(auth, "_MOST_DELAYED", 3)
+    monkeypatch.setattr(auth, "_MOST_DELAYED_OF_ONE", 3)
     go_on = asyncio.Event()
 
     async def sleep(_: float) -> None:
@@ -149,26 +149,34 @@ async def test_waiting_guesses_are_bounded(
         database,
         member_read="own",
         failures=Rate(per_second=1 / 60, burst=1, clock=lambda: 0),
+        most_delayed=4,
         sleep=sleep,
     )
-    with pytest.raises(errors.SignedOut):
-        await authenticator.authenticate(guess(0), address=ADDRESS)
+    elsewhere, third_place = ip_address("192.0.2.2"), ip_address("192.0.2.3")
+    for number, address in enumerate((ADDRESS, elsewhere, third_place)):
+        with pytest.raises(errors.SignedOut):
+            await authenticator.authenticate(guess(100 + number), address=address)
     waiting = [asyncio.create_task(authenticator.authenticate(guess(n), address=ADDRESS)) for n in (1, 2)]
     waiting.append(asyncio.create_task(authenticator.authenticate(owner.token, address=ADDRESS)))
     await asyncio.sleep(0)
     with pytest.raises(errors.TooManyFailedSignIns) as refused:
         await authenticator.authenticate(guess(4), address=ADDRESS)
     assert refused.value.retry_after == 1
-    # Nobody elsewhere waits for them.
+    # Nobody elsewhere waits for them, unless there are too many in all.
     with pytest.raises(errors.SignedOut):
-        await authenticator.authenticate(guess(5), address=ip_address("192.0.2.2"))
+        await authenticator.authenticate(guess(5), address=ip_address("192.0.2.4"))
+    waiting.append(asyncio.create_task(authenticator.authenticate(guess(6), address=elsewhere)))
+    await asyncio.sleep(0)
+    with pytest.raises(errors.TooManyFailedSignIns):
+        await authenticator.authenticate(guess(7), address=third_place)
     go_on.set()
-    first, second, third = await asyncio.gather(*waiting, return_exceptions=True)
+    first, second, third, fourth = await asyncio.gather(*waiting, return_exceptions=True)
     assert isinstance(first, errors.TooManyFailedSignIns)
     assert isinstance(second, errors.TooManyFailedSignIns)
     assert isinstance(third, auth.Caller)
     assert third.user_id == owner.id
-    assert authenticator._delayed == 0
+    assert isinstance(fourth, errors.TooManyFailedSignIns)
+    assert not authenticator._delayed
 
 
 # -- what it costs the database --------------------------------------------------------------------------------------

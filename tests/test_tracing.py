@@ -53,7 +53,7 @@ async def test_a_request_is_a_span_below_the_callers_and_its_statements_below_th
     assert request.parent
     assert (f"{request.context.trace_id:032x}", f"{request.parent.span_id:016x}") == (TRACE, PARENT)
     statements = of_kind(spans, SpanKind.CLIENT)
-    assert [span.name for span in statements] == ["tokens/find_token", "tokens/touch_token", "rollups/list_models"]
+    assert [span.name for span in statements] == ["tokens/find_tokens", "tokens/touch_token", "rollups/list_models"]
     for span in statements:
         assert span.parent
         assert span.parent.span_id == request.context.span_id

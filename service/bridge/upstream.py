@@ -212,6 +212,8 @@ class Breaker:
         self._gauge.labels(*kind).set(state)
 
     def _forget(self, kind: tuple[str, str, str]) -> None:
+        # With several workers a series stays once it is there.
+        self._tell(kind, 0)
         with suppress(KeyError):
             self._gauge.remove(*kind)
 

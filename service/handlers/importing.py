@@ -8,7 +8,7 @@ from service import errors
 from service.answers import json_answer
 from service.bodies import read_chunks
 from service.context import DATABASE, METRICS, SETTINGS, SHARE, caller
-from service.importing import BATCH_BYTES, Report, import_stream
+from service.importing import Report, import_stream
 
 
 async def import_interceptions(request: web.Request) -> web.Response:
@@ -17,8 +17,6 @@ async def import_interceptions(request: web.Request) -> web.Response:
         raise errors.RecordingForbidden
     if not request.app[DATABASE].writable:
         raise errors.ReadOnlyDatabase
-    # Whatever its length, it holds a batch.
-    request[SHARE].hold(BATCH_BYTES)
     counted = Report()
 
     def count(report: Report) -> None:
@@ -31,5 +29,5 @@ async def import_interceptions(request: web.Request) -> web.Response:
         counted.rejected_total = report.rejected_total
 
     chunks = read_chunks(request, patience=request.app[SETTINGS].request_timeout)
-    report = await import_stream(request.app[DATABASE], chunks, progress=count)
+    report = await import_stream(request.app[DATABASE], chunks, progress=count, hold=request[SHARE].hold)
     return json_answer(report.as_json())

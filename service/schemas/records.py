@@ -18,6 +18,7 @@ from marshmallow.validate import Length
 from service import instants, jsontext
 from service.errors import InvalidBody, Validation
 from service.identifiers import parse_uuid
+from service.store import erasure
 from service.store.recording import KINDS, Initiator, Interception, Kind, child_id
 
 _MOST_ELEMENTS = 10_000
@@ -33,6 +34,12 @@ _OF_OBJECTS = {"unknown": "is not a known member", "type": "must be an object"}
 
 def _at_most(characters: int) -> Length:
     return Length(max=characters, error=f"must have at most {characters} characters")
+
+
+def _not_reserved(username: str) -> None:
+    if erasure.is_reserved(username):
+        message = "must not be erased- and a UUID: so are those called who were erased"
+        raise ValidationError(message)
 
 
 class Text(fields.String):
@@ -198,7 +205,7 @@ class InitiatorBody(Body):
     """The user who caused an interception. An empty username creates and changes no user."""
 
     id = Identifier(required=True)
-    username = Text(required=True, validate=_at_most(512))
+    username = Text(required=True, validate=[_at_most(512), _not_reserved])
     name = Text()
     avatar_url = Text()
 

@@ -6,6 +6,8 @@ without content. migrations/0006 tells how that is remembered.
 
 from __future__ import annotations
 
+import re
+import secrets
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -18,10 +20,12 @@ KINDS = ("interceptions", "token_usages", "user_prompts", "tool_usages", "model_
 
 Place = tuple[datetime, UUID]
 
+_RESERVED = re.compile(r"erased-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
-def username_of(user_id: UUID) -> str:
-    """What somebody who was erased is called."""
-    return f"erased-{user_id}"
+
+def is_reserved(username: str) -> bool:
+    """Whether a name begins as the names of those who were erased do: nobody else is called so."""
+    return _RESERVED.match(username) is not None
 
 
 async def is_known(connection: Connection, *, user_id: UUID) -> bool:
@@ -36,13 +40,17 @@ async def mark(connection: Connection, *, user_id: UUID, now: datetime) -> datet
 
 
 async def close_account(connection: Connection, *, user_id: UUID, now: datetime) -> int:
-    """Take a user's tokens, roles and right to sign in; how many tokens there were.
+    """Take a user's names, tokens, roles and right to sign in; how many tokens there were.
 
-    Who initiated something and has no user gets one of that kind, so that an import creates none that has a name.
+    Who initiated something and has no user gets one of that kind, so that an import creates none that has a name. Raises
+    UsernameTaken where somebody takes the name just then; done again, another one is found.
     """
-    nameless = Initiator(id=user_id, username=username_of(user_id))
-    await users.create_missing(connection, initiators=[nameless], seen_at=now)
+    for username in _usernames(user_id):
+        nameless = Initiator(id=user_id, username=username)
+        if not await users.create_missing(connection, initiators=[nameless], seen_at=now):
+            break
     await connection.run("erasure/close_account", user_id=user_id, updated_at=now)
+    await anonymise(connection, user_id=user_id, now=now)
     return len(await connection.rows("erasure/delete_tokens", user_id=user_id))
 
 
@@ -78,5 +86,14 @@ async def erase(connection: Connection, *, ids: Sequence[UUID]) -> Mapping[str, 
 
 
 async def anonymise(connection: Connection, *, user_id: UUID, now: datetime) -> None:
-    """Take a user's names and picture."""
-    await connection.run("erasure/anonymise_user", user_id=user_id, username=username_of(user_id), updated_at=now)
+    """Take a user's names and picture; raises as `close_account` does."""
+    username, other_username = _usernames(user_id)
+    await connection.run(
+        "erasure/anonymise_user", user_id=user_id, username=username, other_username=other_username, updated_at=now
+    )
+
+
+def _usernames(user_id: UUID) -> tuple[str, str]:
+    """What somebody who was erased is called, and what instead where somebody else is called so already."""
+    username = f"erased-{user_id}"
+    return username, f"{username}-{secrets.token_hex(8)}"
