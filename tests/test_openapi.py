@@ -27,7 +27,18 @@ from service.settings import Settings
 Record = Callable[..., Awaitable[dict[str, Any]]]
 
 # What only the command line meets, or what is told as another refusal.
-NOT_OVER_HTTP = {errors.UserExists, errors.UsernameTaken, errors.RecordingUnavailable, errors.SpoolFull}
+# Nor those of the bridge, which answers in the provider's shape.
+NOT_OVER_HTTP = {
+    errors.BreakerOpen,
+    errors.BridgeBusy,
+    errors.KeyMissing,
+    errors.OwnKeyForbidden,
+    errors.ProviderUnavailable,
+    errors.RecordingUnavailable,
+    errors.SpoolFull,
+    errors.UserExists,
+    errors.UsernameTaken,
+}
 
 
 @pytest.fixture(scope="module")
