@@ -45,6 +45,8 @@ _PATIENCE: Final = 2.0
 _SETTLED_AFTER: Final = 10.0
 _BATCH_RECORDS: Final = 200
 _BATCH_BYTES: Final = 1024 * 1024
+# Between two batches, so that each is worth its transaction, unless somebody waits for one.
+_GATHERING: Final = 0.1
 _LEAST_REST: Final = 0.25
 _MOST_REST: Final = 5.0
 _LOOK_EVERY: Final = 1.0
@@ -222,6 +224,7 @@ class Recorder:
         self._away = False
         self._disk_told = False
         self._wake = asyncio.Event()
+        self._hurry = asyncio.Event()
         self._unsynced = asyncio.Event()
         self._written = asyncio.Condition()
         self._calls: Counter[str] = Counter()
@@ -294,6 +297,7 @@ class Recorder:
         if self._own:
             for interception_id in [*self._own.running]:
                 self._add(Kind.LOST, interception_id, {"ended_at": datetime.now(UTC), "metadata": LOST})
+        self._hurry.set()
         with suppress(TimeoutError):
             async with asyncio.timeout(_CLOSE_SECONDS), self._written:
                 await self._written.wait_for(lambda: self._away or not self.depth)
@@ -351,6 +355,7 @@ class Recorder:
         deadline = time.monotonic() + _PATIENCE
         if call and call in self._calls:
             try:
+                self._hurry.set()
                 async with asyncio.timeout(_PATIENCE), self._written:
                     await self._written.wait_for(lambda: self._away or call not in self._calls)
             except TimeoutError:
@@ -512,6 +517,11 @@ class Recorder:
                 if self._away:
                     self._away = False
                     log.info("the database takes records again", waiting=self.depth)
+                if self.depth < _BATCH_RECORDS:
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(_GATHERING):
+                            await self._hurry.wait()
+                    self._hurry.clear()
             except (errors.Refusal, OSError) as problem:
                 if isinstance(problem, errors.DatabaseUnavailable):
                     self._went_away()
