@@ -10,6 +10,7 @@ import asyncio
 import socket
 import sys
 import time
+from contextlib import suppress
 
 import aiohttp
 import uvloop
@@ -33,9 +34,10 @@ def pass_on(url: str) -> web.Application:
             kept = {name: value for name, value in upstream.headers.items() if name.lower() not in _LEFT_OUT}
             response = web.StreamResponse(status=upstream.status, headers=kept)
             response.content_length = upstream.content_length
-            await response.prepare(request)
-            async for piece in upstream.content.iter_any():
-                await response.write(piece)
+            with suppress(ConnectionError):  # the load ends in the middle of a request
+                await response.prepare(request)
+                async for piece in upstream.content.iter_any():
+                    await response.write(piece)
             return response
 
     async def session(app: web.Application) -> None:
