@@ -23,6 +23,7 @@ from recorder import ndjson, whole
 from rows import Sql, put
 from test_http import Answer, Socket, envelope, read_answer
 
+from service import app as application
 from service import auth, connections, db, server, statements
 from service.app import build_app
 from service.context import AUTHENTICATOR, HELD
@@ -65,6 +66,12 @@ async def start(database_url: str, settings: Settings) -> AsyncIterator[Start]:
             return started
 
         yield starting
+
+
+@pytest.fixture(autouse=True)
+def undisturbed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing but requests takes a connection of the pool: what the service does by itself would be one more who waits."""
+    monkeypatch.setattr(application, "_background", lambda *_, **__: ())
 
 
 HELDS: dict[int, Any] = {}
