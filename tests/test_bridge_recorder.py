@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -755,6 +756,19 @@ async def test_an_heir_leaves_alone_what_has_ended_meanwhile(opening: Open, data
     assert sql("SELECT id, ended_at, metadata ->> 'status' FROM aibridge_interceptions") == [
         (running.id, NOW + timedelta(days=10_000), None)
     ]
+
+
+async def test_a_clock_that_was_set_back_keeps_nothing_running(
+    opening: Open, database_url: str, sql: Sql, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = await opening(database_url)
+    now = time.time
+    with monkeypatch.context() as patch:
+        patch.setattr("service.bridge.spool.time", SimpleNamespace(time=lambda: now() + 3600, monotonic=time.monotonic))
+        await lost.start(beginning(1))
+    kill(lost)
+    await opening(database_url)
+    await until(lambda: sql("SELECT count(*) FROM aibridge_interceptions WHERE ended_at IS NOT NULL") == [(1,)])
 
 
 async def test_closing_writes_what_waits_and_leaves_no_log(

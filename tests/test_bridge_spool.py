@@ -19,6 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.bridge import spool
 from service.bridge.spool import Directory, Kind, Log
 
 SEGMENT = 4096
@@ -238,6 +239,99 @@ def test_a_write_that_failed_adds_nothing(own: Log, directory: Directory, monkey
     adopted = crash(directory, own)
     assert [interception_id for _, interception_id, _ in drain(adopted)] == ids
     adopted.release()
+
+
+def test_a_segment_whose_head_the_disk_did_not_take_is_begun_again(
+    own: Log, directory: Directory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = uuid4()
+    own.append(Kind.RUNNING, running)
+    while own.size < SEGMENT:
+        fill(own, 1)
+    before = segments(own)
+
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", full)
+        for _ in range(3):
+            with pytest.raises(OSError, match="No space"):
+                own.append(Kind.CHILDREN, uuid4(), b"{}")
+    assert segments(own) == before
+    fill(own, 3)
+    drain(own)
+    assert len(segments(own)) == 1, "the segment that said what is running is deleted"
+    adopted = crash(directory, own)
+    assert adopted.running == {running}
+    adopted.release()
+
+
+def test_a_segment_that_was_made_and_never_written_is_no_obstacle(directory: Directory, own: Log) -> None:
+    ids = fill(own, 3)
+    (own.folder / f"{own.end:020}.log").touch()
+    adopted = crash(directory, own)
+    records, after = adopted.read(most=2, most_bytes=10**9)
+    adopted.consume(after, records=len(records))
+    again = crash(directory, adopted)
+    assert [interception_id for _, interception_id, _ in drain(again)] == ids[2:]
+    again.release()
+
+
+def test_what_is_no_log_is_left_alone(folder: Path, directory: Directory) -> None:
+    """A directory may hold other things, if only the `lost+found` of a disk."""
+    others = ("lost+found", "request-log", "postgres", "1-backup")
+    for name in others:
+        (folder / name).mkdir(parents=True)
+        (folder / name / "kept.conf").write_bytes(b"x" * 10_000)
+    lost = directory.claim()
+    ids = fill(lost, 3)
+    assert directory.size() == lost.size
+    adopted = crash(directory, lost)
+    assert [interception_id for _, interception_id, _ in drain(adopted)] == ids
+    directory.remove(adopted)
+    assert directory.adopt() == []
+    assert sorted(path.name for path in folder.iterdir()) == sorted(["lock", *others])
+    for name in others:
+        assert [path.name for path in (folder / name).iterdir()] == ["kept.conf"]
+
+
+@pytest.mark.parametrize("why", ["Permission denied", "it has a record of kind 99, which this release does not know"])
+def test_a_log_that_cannot_be_read_stays_and_keeps_nobody_from_the_others(
+    directory: Directory, why: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logs = [directory.claim() for _ in range(3)]
+    ids = [fill(log, 1)[0] for log in logs]
+    unreadable = logs[1]
+    [segment] = segments(unreadable)
+    whole = os.open
+
+    def forbid(path: Path, *how: int) -> int:
+        if path == unreadable.folder / "lock":
+            raise PermissionError(13, "Permission denied")
+        return whole(path, *how)
+
+    with monkeypatch.context() as patch:
+        if why == "Permission denied":
+            patch.setattr(os, "open", forbid)
+        else:
+            with segment.open("ab") as file:
+                file.write(spool._frame(99, ids[1], 1.0))  # type: ignore[arg-type]  # of another release
+        for log in logs:
+            log.release()
+        adopted = directory.adopt()
+    assert {log.folder for log in adopted} == {logs[0].folder, logs[2].folder}
+    told = capsys.readouterr()
+    assert why in told.out + told.err
+    if why == "Permission denied":
+        [last] = directory.adopt()
+        assert [interception_id for _, interception_id, _ in drain(last)] == ids[1:2]
+        adopted.append(last)
+    else:
+        assert segment.exists()
+        assert directory.adopt() == []
+    for log in adopted:
+        log.release()
 
 
 async def test_many_who_wait_share_an_fsync(own: Log, monkeypatch: pytest.MonkeyPatch) -> None:

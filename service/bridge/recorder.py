@@ -542,7 +542,7 @@ class Recorder:
                 known.consume(after, records=len(records) or known.waiting)
                 await self._tell_written()
                 return True
-            if known is not self._own and (not known.running or time.time() - known.last_at >= _SETTLED_AFTER):
+            if known is not self._own and (not known.running or _is_settled(known)):
                 await self._end_lost(known)
                 await asyncio.to_thread(self._directory.remove, known)
                 self._adopted.remove(known)
@@ -656,6 +656,12 @@ class Recorder:
 
 
 RECORDER = web.AppKey("recorder", Recorder)
+
+
+def _is_settled(lost: Log) -> bool:
+    """Whether no commit of the process that is gone can be under way any more, whatever has become of the clock."""
+    silent = max(time.time() - lost.last_at, time.monotonic() - lost.held_since)
+    return silent >= _SETTLED_AFTER
 
 
 async def _store(connection: Connection, *, works: Mapping[UUID, _Work]) -> None:

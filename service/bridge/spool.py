@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import errno
 import fcntl
 import os
+import re
 import secrets
 import shutil
 import struct
@@ -38,6 +40,8 @@ _FRAME: Final = struct.Struct(">IIBQ16s")
 _CHECKED_FROM: Final = 8
 _POSITION: Final = struct.Struct(">Q")
 _NAME_DIGITS: Final = 20
+# The folder of a log: a process, and what tells it from another of that number, in another container or at another time.
+_FOLDER: Final = re.compile(r"[0-9]+-[0-9a-f]{8}")
 _NONE: Final = UUID(int=0)
 
 
@@ -52,6 +56,7 @@ class Kind(enum.IntEnum):
     CONSUMED = 6  # the position up to which everything is in the database
 
 
+_KINDS: Final = frozenset(Kind)
 _WAITING: Final = frozenset({Kind.START, Kind.CHILDREN, Kind.END, Kind.LOST})
 
 
@@ -87,6 +92,7 @@ class Log:
         self.waiting = 0
         self.oldest_at: float | None = None
         self.last_at = 0.0
+        self.held_since = time.monotonic()
         self._lock: int | None = lock
         self._descriptor: int | None = None
         self._rotated: list[int] = []
@@ -189,8 +195,9 @@ class Log:
         self._rotated, self._descriptor, self._lock = [], None, None
 
     def _found(self) -> list[_Segment]:
-        paths = sorted(path for path in self.folder.glob("*.log") if path.stem.isdigit())
-        segments = [_Segment(path, int(path.stem), path.stat().st_size) for path in paths]
+        # One that is empty was only made: the next segment begins at its place.
+        sizes = {path: path.stat().st_size for path in sorted(self.folder.glob("*.log")) if path.stem.isdigit()}
+        segments = [_Segment(path, int(path.stem), size) for path, size in sizes.items() if size]
         for segment, following in pairwise(segments):
             # A write that failed may have left something behind the last record.
             segment.size = min(segment.size, following.base - segment.base)
@@ -213,14 +220,22 @@ class Log:
     def _begin_segment(self) -> None:
         base = self.end
         path = self.folder / f"{base:0{_NAME_DIGITS}}.log"
-        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        if self._descriptor is not None:
-            self._rotated.append(self._descriptor)
-        self._descriptor = descriptor
+        descriptor = os.open(path, os.O_CREAT | os.O_TRUNC | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        before, self._descriptor = self._descriptor, descriptor
         self._segments.append(_Segment(path, base, 0))
         at = self.last_at
         heads = [_frame(Kind.RUNNING, running, at) for running in self.running]
-        self._write(b"".join([_frame(Kind.CONSUMED, _NONE, at, _POSITION.pack(self.consumed)), *heads]))
+        try:
+            self._write(b"".join([_frame(Kind.CONSUMED, _NONE, at, _POSITION.pack(self.consumed)), *heads]))
+        except OSError:
+            # Without its head it would not tell, once the earlier ones are deleted, what is running.
+            self._segments.pop()
+            self._descriptor = before
+            os.close(descriptor)
+            path.unlink()
+            raise
+        if before is not None:
+            self._rotated.append(before)
 
     def _write(self, frames: bytes) -> None:
         segment = self._segments[-1]
@@ -270,20 +285,26 @@ class Directory:
         return Log(folder, lock, segment_bytes=self._segment_bytes)
 
     def adopt(self) -> list[Log]:
-        """The logs of processes that are gone; nobody else gets them from now on. Raises OSError."""
+        """The logs of processes that are gone; nobody else gets them from now on. Raises OSError.
+
+        One that cannot be read stays as it is: the disk may be read again, or a later release knows what is in it.
+        """
         if not self._path.is_dir():
             return []
         with self._locked():
-            folders = sorted(path for path in self._path.iterdir() if path.is_dir())
-            locks = [(folder, _try_lock(folder)) for folder in folders]
+            locks: list[tuple[Path, int]] = []
+            for folder in self._folders():
+                with _telling(folder):
+                    if (lock := _try_lock(folder)) is not None:
+                        locks.append((folder, lock))
         adopted = []
         for folder, lock in locks:
-            if lock is not None:
+            with _telling(folder):
                 try:
                     adopted.append(Log(folder, lock, segment_bytes=self._segment_bytes))
-                except OSError as problem:
+                except OSError:
                     os.close(lock)
-                    log.warning("a log of the spool cannot be read", log=folder.name, reason=problem.strerror)
+                    raise
         return adopted
 
     def remove(self, finished: Log) -> None:
@@ -293,9 +314,9 @@ class Directory:
             finished.release()
 
     def size(self) -> int:
-        """Bytes of all that lies there, whoever it belongs to."""
+        """Bytes of all logs, whoever they belong to, and of what lies beside them."""
         total = 0
-        for path in self._path.rglob("*.*"):
+        for path in (*self._path.glob("*.*"), *(path for folder in self._folders() for path in folder.glob("*.log"))):
             with suppress(FileNotFoundError):
                 total += path.stat().st_size
         return total
@@ -312,6 +333,10 @@ class Directory:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+    def _folders(self) -> list[Path]:
+        """Those of logs: what else lies here (a disk has its `lost+found`) is somebody else's, and stays."""
+        return sorted(path for path in self._path.iterdir() if _FOLDER.fullmatch(path.name) and path.is_dir())
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -334,6 +359,14 @@ def _try_lock(folder: Path) -> int | None:
     return descriptor
 
 
+@contextmanager
+def _telling(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as problem:
+        log.warning("a log of the spool cannot be read", log=folder.name, reason=problem.strerror)
+
+
 def _frame(kind: Kind, interception_id: UUID, at: float, body: bytes = b"") -> bytes:
     checked = _FRAME.pack(len(body), 0, kind, int(at * 1000), interception_id.bytes)[_CHECKED_FROM:] + body
     return struct.pack(">II", len(body), zlib.crc32(checked)) + checked
@@ -354,6 +387,8 @@ def _records(segment: _Segment, offset: int, limit: int) -> Iterator[tuple[Recor
             body = file.read(length)
             if zlib.crc32(head[_CHECKED_FROM:] + body) != checksum:
                 return
+            if kind not in _KINDS:
+                raise OSError(errno.ENOTSUP, f"it has a record of kind {kind}, which this release does not know")
             yield Record(Kind(kind), UUID(bytes=interception), at / 1000, body), after
             offset = after
 
