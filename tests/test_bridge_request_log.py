@@ -318,3 +318,30 @@ async def test_what_is_old_goes_also_while_the_switch_is_off(settings: Settings,
     tidying.cancel()
     await asyncio.to_thread(log.close)
     assert list(folder.iterdir()) == []  # the folders of models that nobody asks for go too
+
+
+def test_what_is_no_dump_is_not_deleted(settings: Settings, tmp_path: Path) -> None:
+    """A directory may hold other things, which are neither old nor too much."""
+    folder = tmp_path / "d"
+    others = [
+        "kept.txt",
+        "i/1-kept.req.txt",
+        "i/m/kept.txt",
+        "i/m/n/1-kept.req.txt",
+        "postgres/pg_wal/000000010000000000000001",
+    ]
+    for other in others:
+        file = folder / other
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"x" * MIB)
+        os.utime(file, (0, 0))
+    (folder / "postgres" / "pg_notify").mkdir()
+    log = log_in(settings, folder, request_log_limit=MIB)
+    for number in range(40):
+        dump(log, f"n{number:03}", b"x" * 40_000)
+    log.close()
+    kept = [str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()]
+    assert {*others} <= {*kept}
+    assert len(kept) > len(others), "and they do not count"
+    assert "n000" not in "".join(kept)
+    assert (folder / "postgres" / "pg_notify").is_dir()

@@ -35,6 +35,9 @@ _TIDY_SECONDS: Final = 60.0
 # The share of the budget that one file may take, and how much is written before it is looked at again.
 _SHARE: Final = 10
 _LONGEST_NAME: Final = 100
+# The names of dumps. Nothing else that lies in the directory is ours to delete.
+_DUMP: Final = re.compile(r"[0-9]+-.+\.(?:req|resp|error)\.txt")
+_DEPTH: Final = 2  # of the folders that hold them: instance, model
 
 _SECRET_HEADER: Final = re.compile(
     r"(?:.*[-_])?(?:authorization|authenticate|authentication-info|cookie2?|token|secret|password|credentials?|signature"
@@ -120,10 +123,12 @@ class RequestLog:
         self._since_pruned = 0
         oldest = time.time() - self._age_seconds
         files: list[tuple[float, int, str]] = []
-        folders: list[str] = []
-        for folder, _, names in os.walk(self._directory):
-            folders.append(folder)
-            for name in names:
+        for folder, below, names in os.walk(self._directory):
+            depth = len(Path(folder).relative_to(self._directory).parts)
+            if depth < _DEPTH:
+                continue
+            below.clear()
+            for name in filter(_DUMP.fullmatch, names):
                 path = os.path.join(folder, name)  # noqa: PTH118  # a Path for each of many files costs more than all else here
                 with suppress(OSError):
                     status = os.lstat(path)
@@ -131,15 +136,17 @@ class RequestLog:
         total = sum(size for _, size, _ in files)
         # Room for one more file, and for what is written until the next look.
         budget = self._limit - 2 * (self._limit // _SHARE)
+        left: set[Path] = set()
         for changed_at, size, path in sorted(files):
             if changed_at >= oldest and total <= budget:
                 break
             with suppress(OSError):
                 os.unlink(path)  # noqa: PTH108
+                left.update(Path(path).parents[:_DEPTH])
             total -= size
-        for folder in reversed(folders[1:]):
+        for emptied in sorted(left, reverse=True):
             with suppress(OSError):
-                os.rmdir(folder)  # noqa: PTH106  # only where it is empty
+                emptied.rmdir()  # only where it is empty
 
 
 class Exchange:
