@@ -16,7 +16,7 @@ from service import db, middleware, openapi, routes, statements, tracing
 from service.auth import Authenticator
 from service.bridge import providers
 from service.bridge.recorder import RECORDER, Recorder
-from service.bridge.relay import BRIDGE, Bridge
+from service.bridge.relay import BRIDGE, Bridge, Models
 from service.bridge.request_log import RequestLog
 from service.bridge.routes import doors
 from service.bridge.upstream import Breaker, Upstream
@@ -165,7 +165,13 @@ async def _bridge(app: web.Application, *, settings: Settings, request_log: Requ
     metrics = app[METRICS]
     app[RECORDER] = recorder = await Recorder.open(app[DATABASE], settings=settings, metrics=metrics)
     app[BACKLOG] = recorder.backlog
-    breaker = Breaker(failures=settings.breaker_failures, seconds=settings.breaker_seconds, gauge=metrics.breaker_state)
+    models = Models()
+    breaker = Breaker(
+        failures=settings.breaker_failures,
+        seconds=settings.breaker_seconds,
+        gauge=metrics.breaker_state,
+        label=models.label,
+    )
     upstream = Upstream(settings, breaker=breaker, retried=metrics.upstream_retries)
     app[BRIDGE] = Bridge(
         settings=settings,
@@ -173,6 +179,7 @@ async def _bridge(app: web.Application, *, settings: Settings, request_log: Requ
         upstream=upstream,
         request_log=request_log,
         metrics=metrics,
+        models=models,
         rate=_per_second(settings.bridge_rate_limit),
         slots=Slots(settings.bridge_concurrency) if settings.bridge_concurrency else None,
     )

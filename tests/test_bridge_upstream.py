@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
+import functools
 import socket
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from aiohttp.test_utils import TestServer
-from bridging import CHAT, KEY, MESSAGES, STREAM_HEAD, WAYS, Bridged, Way, chunk, raw_provider
+from bridging import API, CHAT, KEY, MESSAGES, STREAM_HEAD, WAYS, Bridged, Way, chunk, raw_provider
 from multidict import CIMultiDict
 from prometheus_client import CollectorRegistry, Counter, Gauge
 from standin.app import EXCHANGES
@@ -45,7 +48,8 @@ async def waits(settings: Settings, *answers: bytes, retries: int = 2) -> tuple[
 
     registry = CollectorRegistry()
     retried = Counter("retried", "", ("provider",), registry=registry)
-    breaker = Breaker(failures=0, seconds=1, gauge=Gauge("state", "", ("p", "e", "m"), registry=registry))
+    gauge = Gauge("state", "", ("p", "e", "m"), registry=registry)
+    breaker = Breaker(failures=0, seconds=1, gauge=gauge, label=str)
     upstream = Upstream(
         replace(settings, upstream_retries=retries),
         breaker=breaker,
@@ -208,7 +212,7 @@ def test_a_breaker_opens_after_failures_in_a_row_and_lets_one_through_later() ->
     registry = CollectorRegistry()
     gauge = Gauge("state", "", ("provider", "endpoint", "model"), registry=registry)
     clock = Clock()
-    breaker = Breaker(failures=3, seconds=10, gauge=gauge, clock=clock)
+    breaker = Breaker(failures=3, seconds=10, gauge=gauge, label=str, clock=clock)
     call = call_to("http://x")
 
     def state() -> float | None:
@@ -243,11 +247,58 @@ def test_a_breaker_opens_after_failures_in_a_row_and_lets_one_through_later() ->
 
 def test_a_breaker_forgets_what_it_has_not_seen_for_long() -> None:
     registry = CollectorRegistry()
-    breaker = Breaker(failures=5, seconds=10, gauge=Gauge("s", "", ("p", "e", "m"), registry=registry))
+    gauge = Gauge("s", "", ("p", "e", "m"), registry=registry)
+    breaker = Breaker(failures=2, seconds=10, gauge=gauge, label=str)
     for number in range(1_500):
         breaker.note(replace(call_to("http://x"), model=f"m{number}"), 429)
     [family] = registry.collect()
     assert len(family.samples) == 1_000
+    breaker.note(replace(call_to("http://x"), model="m0"), 429)
+    breaker.check(call_to("http://x").instance, "/v1/messages", "m0")  # it was forgotten, so this was the first
+    breaker.note(replace(call_to("http://x"), model="m1499"), 429)
+    with pytest.raises(errors.BreakerOpen):
+        breaker.check(call_to("http://x").instance, "/v1/messages", "m1499")
+
+
+def test_models_that_nobody_has_answered_for_are_told_together_by_the_worst() -> None:
+    states: dict[str, float] = {}
+
+    class Files(Gauge):
+        """As the files of several workers: what is removed stays there, with what was set last."""
+
+        def labels(self, *labelvalues: object, **_: object) -> Any:
+            return SimpleNamespace(set=functools.partial(states.__setitem__, str(labelvalues[2])))
+
+        def remove(self, *labelvalues: object) -> None:
+            assert labelvalues[2] in states
+
+    clock = Clock()
+    label = {"known": "known"}
+    breaker = Breaker(
+        failures=2,
+        seconds=10,
+        gauge=Files("s", "", ("p", "e", "m"), registry=None),
+        label=lambda model: label.get(model, "other"),
+        clock=clock,
+    )
+
+    def note(model: str, *statuses: int) -> None:
+        for status in statuses:
+            breaker.note(replace(call_to("http://x"), model=model), status)
+
+    note("known", 429)
+    note("x" * 1_000, 429, 429)
+    note("y", 429)
+    assert states == {"known": 0, "other": 2}
+    note("y", 429)
+    clock.now = 10
+    breaker.check(call_to("http://x").instance, "/v1/messages", "y")
+    assert states["other"] == 2  # the first is open still
+    label["y"] = "y"
+    note("y", 200)
+    assert states == {"known": 0, "other": 2}
+    note("x" * 1_000, 200)
+    assert states == {"known": 0, "other": 0}
 
 
 async def test_what_is_left_alone_is_a_503_and_not_recorded(make_bridge: MakeBridge, provider: TestServer) -> None:
@@ -263,9 +314,30 @@ async def test_what_is_left_alone_is_a_503_and_not_recorded(make_bridge: MakeBri
     async with bridge.ask(CHAT, "m") as response:
         assert response.status == 200
     await bridge.recorded(2)
-    assert 'bridgelog_circuit_breaker_state{endpoint="/chat/completions",model="standin-error-503+after-0"' in (
-        await bridge.metrics()
-    )
+    assert 'bridgelog_circuit_breaker_state{endpoint="/chat/completions",model="other"' in (await bridge.metrics())
+
+
+async def test_what_is_passed_through_has_a_breaker_for_each_endpoint(make_bridge: MakeBridge) -> None:
+    asked = []
+
+    async def answer(request: bytes, writer: asyncio.StreamWriter) -> None:
+        asked.append(request.split(b" ")[1].decode())
+        status = b"200 OK" if asked[-1] == "/v1/models" else b"529 Overloaded\r\nRetry-After: 0"
+        writer.write(b"HTTP/1.1 " + status + b"\r\nContent-Length: 2\r\n\r\n{}")
+
+    async with raw_provider(answer) as url:
+        bridge = await make_bridge(url, breaker_failures=2, breaker_seconds=20.0, upstream_retries=0)
+        for path, status in (("/one", 529), ("/two", 529), ("/three", 503), ("", 200)):
+            async with bridge.session.get(
+                f"{bridge.url}{API}/anthropic/v1/models{path}", headers={"X-Api-Key": bridge.token}
+            ) as response:
+                assert response.status == status
+                assert (errors.BreakerOpen().message in await response.text()) == (status == 503)
+        metrics = await bridge.metrics()
+    assert asked == ["/v1/models/one", "/v1/models/two", "/v1/models"]
+    labels = 'endpoint="/v1/models/{tail}",model="passthrough",provider="anthropic"'
+    assert f"bridgelog_circuit_breaker_state{{{labels}}} 2.0" in metrics
+    assert metrics.count("bridgelog_circuit_breaker_state{") == 1
 
 
 # -- instances --------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -39,6 +39,8 @@ _MOST_MODELS: Final = 200
 _LONGEST_LABEL: Final = 128
 _LONGEST_USER_AGENT: Final = 1_024
 _LONGEST_DETAIL: Final = 256
+# The model of what is not recorded: nobody has read which it is.
+_PASSTHROUGH: Final = "passthrough"
 
 
 @dataclass(slots=True)
@@ -50,7 +52,7 @@ class Bridge:
     upstream: Upstream
     request_log: RequestLog
     metrics: Metrics
-    models: Models = field(default_factory=lambda: Models(_MOST_MODELS))
+    models: Models
     rate: Rate | None = None
     slots: Slots | None = None
 
@@ -61,7 +63,7 @@ BRIDGE = web.AppKey("bridge", Bridge)
 class Models:
     """The names of models that metrics tell: those for which a provider had an answer, and not too many."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int = _MOST_MODELS) -> None:
         self._most = most
         self._known: set[str] = set()
 
@@ -72,7 +74,7 @@ class Models:
 
     def label(self, model: str) -> str:
         """Its name, or `other`."""
-        return model if model in self._known else "other"
+        return model if model in self._known or model == _PASSTHROUGH else "other"
 
 
 # -- the two kinds of request ----------------------------------------------------------------------------------------
@@ -104,7 +106,9 @@ async def serve_through(request: web.Request, *, instance: Instance, path: str) 
     bridge = request.app[BRIDGE]
     _, key = await _admit(request, bridge, instance)
     below = _below(path, request.match_info.get("tail"))
-    call = _call(request, instance, key, path=below, body=await _read_body(request, bridge), model="passthrough")
+    call = _call(request, instance, key, path=below, body=await _read_body(request, bridge), model=_PASSTHROUGH)
+    call.endpoint = path
+    bridge.upstream.breaker.check(instance, path, _PASSTHROUGH)
     answer, status = None, "none"
     with _slot(bridge, instance):
         try:

@@ -32,6 +32,7 @@ _BREAKING: Final = frozenset({429, 503, 504, 529})
 _LONGEST_WAIT: Final = 60.0
 _FIRST_WAIT: Final = 0.5
 _MOST_BREAKERS: Final = 1_000
+_CLOSED, _HALF_OPEN, _OPEN = range(3)  # as the metric has them
 # A client that gets more than this as one piece of bytes sends it as such, in one go on the event loop.
 _IN_ONE_PIECE: Final = 512 * 1024
 # What is read of an answer that is not handed on, and for how long: then its connection can be used again.
@@ -131,7 +132,7 @@ class Call:
     url: URL
     headers: CIMultiDict[str]
     body: bytes
-    endpoint: str  # the path below the base URL, as configured
+    endpoint: str  # the path below the base URL as the route has it, `{tail}` standing for what is open in it
     model: str
 
 
@@ -157,34 +158,43 @@ class Breaker:
     """Leaves alone what has failed so many times in a row: for so many seconds, and until one request of it is answered.
 
     Counted for each instance, endpoint and model; of too many, the longest unused are forgotten. With `failures` 0 it does
-    nothing.
+    nothing. `label` is the model as the gauge tells it, for clients may write there what they like; of several that it
+    tells alike it tells the worst.
     """
 
     def __init__(
-        self, *, failures: int, seconds: float, gauge: Gauge, clock: Callable[[], float] = time.monotonic
+        self,
+        *,
+        failures: int,
+        seconds: float,
+        gauge: Gauge,
+        label: Callable[[str], str],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._failures = failures
         self._seconds = seconds
         self._gauge = gauge
+        self._label = label
         self._clock = clock
         self._known: OrderedDict[tuple[str, str, str], _Circuit] = OrderedDict()
 
     def check(self, instance: Instance, endpoint: str, model: str) -> None:
         """Raises BreakerOpen where that is left alone; one request is let through when its time is over."""
         circuit = self._known.get((instance.name, endpoint, model))
-        if circuit is None or circuit.closed_until is None:
+        if circuit is None or circuit.open_until is None:
             return
         now = self._clock()
-        if now < circuit.closed_until:
-            raise errors.BreakerOpen(retry_after=max(1, math.ceil(circuit.closed_until - now)))
+        if now < circuit.open_until:
+            raise errors.BreakerOpen(retry_after=max(1, math.ceil(circuit.open_until - now)))
         # The one that is let through has as long to tell how it went; after that, another one is.
-        circuit.closed_until = now + self._seconds
-        self._tell((instance.name, endpoint, model), 1)
+        circuit.open_until = now + self._seconds
+        circuit.state = _HALF_OPEN
+        self._tell(circuit.labels)
 
     def is_open(self, call: Call) -> bool:
         """Whether a request of that kind would not be let through."""
         circuit = self._known.get(_kind(call))
-        return circuit is not None and circuit.closed_until is not None
+        return circuit is not None and circuit.open_until is not None
 
     def note(self, call: Call, status: int) -> None:
         """An answer came."""
@@ -192,36 +202,37 @@ class Breaker:
             return
         kind = _kind(call)
         if status not in _BREAKING:
-            if self._known.pop(kind, None):
-                self._forget(kind)
+            if circuit := self._known.pop(kind, None):
+                self._tell(circuit.labels)
             return
-        circuit = self._known.setdefault(kind, _Circuit())
+        if kind not in self._known:
+            self._known[kind] = _Circuit((call.instance.name, call.endpoint, self._label(call.model)))
+        circuit = self._known[kind]
         self._known.move_to_end(kind)
         circuit.failures += 1
         if circuit.failures >= self._failures:
-            if circuit.closed_until is None:
+            if circuit.open_until is None:
                 log.warning("a circuit breaker opened", provider=kind[0], endpoint=kind[1], status=status)
-            circuit.closed_until = self._clock() + self._seconds
-            self._tell(kind, 2)
-        else:
-            self._tell(kind, 0)
+            circuit.open_until = self._clock() + self._seconds
+            circuit.state = _OPEN
+        self._tell(circuit.labels)
         if len(self._known) > _MOST_BREAKERS:
-            self._forget(self._known.popitem(last=False)[0])
+            self._tell(self._known.popitem(last=False)[1].labels)
 
-    def _tell(self, kind: tuple[str, str, str], state: int) -> None:
-        self._gauge.labels(*kind).set(state)
-
-    def _forget(self, kind: tuple[str, str, str]) -> None:
-        # With several workers a series stays once it is there.
-        self._tell(kind, 0)
-        with suppress(KeyError):
-            self._gauge.remove(*kind)
+    def _tell(self, labels: tuple[str, str, str]) -> None:
+        states = [circuit.state for circuit in self._known.values() if circuit.labels == labels]
+        # With several workers a series that is removed stays in their files, with what it had last.
+        self._gauge.labels(*labels).set(max(states, default=_CLOSED))
+        if not states:
+            self._gauge.remove(*labels)
 
 
 @dataclass(slots=True)
 class _Circuit:
+    labels: tuple[str, str, str]
     failures: int = 0
-    closed_until: float | None = None  # to requests
+    open_until: float | None = None  # by the breaker's clock; None while it is closed
+    state: int = _CLOSED
 
 
 def _kind(call: Call) -> tuple[str, str, str]:
