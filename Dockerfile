@@ -24,7 +24,8 @@ LABEL org.opencontainers.image.title="bridgelog" \
     org.opencontainers.image.revision="$REVISION" \
     org.opencontainers.image.licenses="MIT" \
     org.opencontainers.image.base.name="docker.io/library/python:3.12-slim"
-# The home folder is where its own PostgreSQL keeps its data when no BRIDGELOG_DATABASE_URL is given.
+# The home folder is where its own PostgreSQL keeps its data when no BRIDGELOG_DATABASE_URL is given, and the bridge what
+# the database has yet to take. A volume that is mounted here gets its owner and mode.
 RUN useradd --no-log-init --uid 10001 --create-home --home-dir /var/lib/bridgelog --shell /usr/sbin/nologin bridgelog \
     && chmod 700 /var/lib/bridgelog
 COPY --from=build /opt/bridgelog /opt/bridgelog

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import pytest
+import yaml
 from wheels import ROOT, Environment, copy_checkout, install
 
 # One worker builds it, once.
@@ -42,6 +43,22 @@ def test_the_image_has_the_version_of_the_package() -> None:
     settings = configparser.ConfigParser()
     settings.read(ROOT / "setup.cfg")
     assert f"ARG VERSION={settings['metadata']['version']}\n" in (ROOT / "Dockerfile").read_text()
+
+
+def test_what_the_bridge_writes_has_a_place_on_a_disk_that_is_read_only() -> None:
+    """A volume that outlives the containers: a tmpfs would lose what the database has yet to take."""
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    replica = compose["services"]["bridgelog"]
+    assert replica["read_only"]
+    [volume, mounted] = replica["volumes"][0].split(":")
+    assert volume in compose["volumes"]
+    image = (ROOT / "Dockerfile").read_text()
+    # What is mounted on a folder of the image takes its owner, who is not root.
+    assert f"--home-dir {mounted} " in image
+    assert f"chmod 700 {mounted}\n" in image
+    for setting in ("SPOOL_DIR", "REQUEST_LOG_DIR"):
+        assert PurePosixPath(replica["environment"][f"BRIDGELOG_{setting}"]).parent == PurePosixPath(mounted)
+    assert compose["services"]["migrate"]["environment"].items() <= replica["environment"].items()
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(installed: Installed) -> None:
