@@ -246,6 +246,10 @@ async def test_the_bridge_serves_and_records_without_the_database(
             assert (response.status, ready["status"]) == (200, "without the database")
             assert ready["recorder"]["waiting_records"] >= 150
         assert len(bridge.rows()) == 1
+        spooled = b"".join(path.read_bytes() for path in (tmp_path / "spool").rglob("*.log"))
+        assert spooled.count(b"How are you?") >= 50
+        assert KEY.encode() not in spooled
+        assert member.token.partition("-")[2].encode() not in spooled
         await wire.mend()
         rows = await bridge.recorded(51)
     assert {row["metadata"]["status"] for row in rows} == {"completed"}
