@@ -28,6 +28,7 @@ from service import db, errors, migrations, statements
 from service.bridge import recorder as recording
 from service.bridge.protocols import Observed, Thought, ToolCall, Usage
 from service.bridge.recorder import Recorder, Running
+from service.bridge.spool import Kind
 from service.metrics import Metrics
 from service.settings import Settings
 
@@ -746,16 +747,40 @@ async def test_two_processes_on_one_directory_and_one_is_killed(
     check_promises(sql, first.promised, second.promised)
 
 
-async def test_an_heir_leaves_alone_what_has_ended_meanwhile(opening: Open, database_url: str, sql: Sql) -> None:
+async def test_an_heir_leaves_alone_what_has_ended_meanwhile_and_what_never_was(
+    opening: Open, database_url: str, spool: Path, sql: Sql
+) -> None:
     lost = await opening(database_url)
     running = await lost.start(beginning(1))
+    lost._append(Kind.RUNNING, uuid4())
     kill(lost)
     sql("UPDATE aibridge_interceptions SET ended_at = %s", NOW + timedelta(days=10_000))
     other = await opening(database_url)
     await until(lambda: not other._adopted and other.depth == 0)
+    assert "dead-letters.jsonl" not in names(spool)
     assert sql("SELECT id, ended_at, metadata ->> 'status' FROM aibridge_interceptions") == [
         (running.id, NOW + timedelta(days=10_000), None)
     ]
+
+
+async def test_a_commit_that_a_lost_process_has_not_lived_to_see_is_waited_for(
+    opening: Open, database_url: str, sql: Sql, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recording, "_SETTLED_AFTER", 3.0)
+    lost = await opening(database_url)
+    late = uuid4()
+    lost._append(Kind.RUNNING, late)
+    kill(lost)
+    await opening(database_url)
+    await asyncio.sleep(0.5)
+    sql(
+        "INSERT INTO aibridge_interceptions (id, initiator_id, provider, model, started_at)"
+        " VALUES (%s, %s, 'openai', 'm', now())",
+        late,
+        uuid4(),
+    )
+    ended = "SELECT metadata ->> 'error_type' FROM aibridge_interceptions WHERE id = %s AND ended_at IS NOT NULL"
+    await until(lambda: sql(ended, late) == [("bridge_lost",)])
 
 
 async def test_a_clock_that_was_set_back_keeps_nothing_running(

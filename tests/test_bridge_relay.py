@@ -504,7 +504,9 @@ async def test_a_client_that_leaves_before_there_is_an_answer(
     assert 'bridgelog_interceptions_inflight{provider="openai",route="/responses"} 0.0' in await bridge.metrics()
 
 
-async def test_a_client_that_hangs_up_right_after_the_last_event_has_completed(make_bridge: MakeBridge) -> None:
+async def test_a_client_that_hangs_up_right_after_the_last_event_has_completed(
+    make_bridge: MakeBridge, tmp_path: Path
+) -> None:
     gone = asyncio.Event()
 
     async def answer(_: bytes, writer: asyncio.StreamWriter) -> None:
@@ -523,6 +525,8 @@ async def test_a_client_that_hangs_up_right_after_the_last_event_has_completed(m
         got = b""
         while STOP not in got:
             got += await response.content.readany()
+        noted = b"".join(path.read_bytes() for path in (tmp_path / "spool").rglob("*.log"))
+        assert b"output_tokens" in noted, "before the client has the event that tells it"
         response.close()
         async with asyncio.timeout(10):
             await gone.wait()
