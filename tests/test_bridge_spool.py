@@ -274,8 +274,13 @@ def test_a_segment_that_was_made_and_never_written_is_no_obstacle(directory: Dir
     records, after = adopted.read(most=2, most_bytes=10**9)
     adopted.consume(after, records=len(records))
     again = crash(directory, adopted)
+    (again.folder / f"{again.end:020}.log").touch()
+    again = crash(directory, again)
     assert [interception_id for _, interception_id, _ in drain(again)] == ids[2:]
-    again.release()
+    more = fill(again, 2)
+    last = crash(directory, again)
+    assert [interception_id for _, interception_id, _ in drain(last)] == more
+    last.release()
 
 
 def test_what_is_no_log_is_left_alone(folder: Path, directory: Directory) -> None:
