@@ -209,7 +209,7 @@ class _Source:
         try:
             # There is one for each that has its turn; what may take time is to connect, which has a bound of its own.
             with _translated(connecting=True):
-                raw = await self.pool.acquire()
+                raw = await self._acquire()
             try:
                 yield raw
             finally:
@@ -218,6 +218,16 @@ class _Source:
                     await self.pool.release(raw, timeout=_PARTING)
         finally:
             self._free.release()
+
+    async def _acquire(self) -> asyncpg.pool.PoolConnectionProxy[Any]:
+        try:
+            return await self.pool.acquire()
+        except TimeoutError:
+            raise
+        except _LOST:
+            # A name that was not found, a server that just begins: nothing was asked yet, so who writes may do it again.
+            await asyncio.sleep(_RECONNECT_SECONDS)
+            return await self.pool.acquire()
 
     async def _turn(self) -> None:
         if self._free.locked() and self._waiting >= self._most_waiting:
@@ -405,6 +415,7 @@ _ATTEMPTS = 3
 _RETRY_SECONDS = 0.02
 _READINGS = 2
 _REREAD_SECONDS = 0.1
+_RECONNECT_SECONDS = 0.1
 # For ending a transaction or a statement that nobody wants any more; then the connection is cut.
 _PARTING = 2.0
 # What the server needs to tell that it has cancelled a statement, before it counts as hung.

@@ -146,6 +146,32 @@ async def test_once_more_and_not_for_ever(
     assert asked["read_page"] == 2
 
 
+@pytest.mark.usefixtures("trusting")
+@pytest.mark.parametrize(("failures", "status"), [(1, 201), (2, 503)])
+async def test_what_finds_no_connection_connects_once_more(
+    *, failures: int, status: int, start: Start, owner: Person, sql: Sql, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also what writes: nothing was asked yet."""
+    connect, left = db._Hosts.connect, 0
+
+    async def connect_at_last(*arguments: Any, **options: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left >= 0:
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+        return await connect(*arguments, **options)
+
+    monkeypatch.setattr(db._Hosts, "connect", connect_at_last)
+    http = await start()
+    assert (await http.get(f"{API}/log-requests", owner)).status == 200
+    sql(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {MINE}")  # noqa: S608
+    await until(lambda: sql(f"SELECT count(*) FROM pg_stat_activity WHERE {MINE}") == [(0,)])  # noqa: S608
+    left = failures
+    answer = await post(http, owner, whole())
+    assert answer.status == status
+    assert sql("SELECT count(*) FROM aibridge_interceptions") == [(1 if status == 201 else 0,)]
+
+
 @pytest.mark.parametrize(("module", "function"), [(totals, "read_page"), (tokens, "find")], ids=["page", "sign-in"])
 async def test_without_the_second_try_a_read_would_fail(
     *, module: Any, function: str, start: Start, owner: Person, sql: Sql, monkeypatch: pytest.MonkeyPatch
