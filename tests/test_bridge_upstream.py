@@ -198,6 +198,28 @@ async def test_a_stream_that_falls_silent_for_good_breaks_off(make_bridge: MakeB
     assert (row["metadata"]["status"], row["metadata"]["error_type"]) == ("failed", "provider_silent")
 
 
+async def test_what_comes_unasked_on_an_idle_connection_is_nobodys_answer(make_bridge: MakeBridge) -> None:
+    answered = []
+
+    def whole(body: bytes) -> bytes:
+        return b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+
+    async def answer(_: bytes, writer: asyncio.StreamWriter) -> None:
+        answered.append(writer)
+        writer.write(whole(b"{}"))
+
+    async with raw_provider(answer) as url:
+        bridge = await make_bridge(url)
+        async with bridge.ask(MESSAGES, "m") as response:
+            assert await response.read() == b"{}"
+        answered[0].write(whole(b'{"of": "another"}'))
+        await asyncio.sleep(0.2)
+        for _ in range(2):
+            async with bridge.ask(MESSAGES, "m") as response:
+                assert await response.read() == b"{}"
+    assert len({*answered}) == 2
+
+
 # -- the circuit breaker ----------------------------------------------------------------------------------------------
 
 

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import aiohttp
 import structlog
@@ -239,6 +239,17 @@ def _kind(call: Call) -> tuple[str, str, str]:
     return call.instance.name, call.endpoint, call.model
 
 
+class _Connector(aiohttp.TCPConnector):
+    """Keeps connections, but none on which something came that nobody had asked for: the next to ask would get it."""
+
+    async def _get(self, *args: Any, **kw: Any) -> Any:
+        while True:
+            connection = await super()._get(*args, **kw)
+            if connection is None or connection.protocol is None or not connection.protocol.should_close:
+                return connection
+            connection.close()
+
+
 class Upstream:
     """Calls providers, over connections that it keeps."""
 
@@ -257,7 +268,7 @@ class Upstream:
         self._sleep = sleep
         self._jitter = jitter
         self._session = aiohttp.ClientSession(  # noqa: TID251  # the bridge's calls are those that the service makes
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_SECONDS),
+            connector=_Connector(limit=0, keepalive_timeout=_IDLE_SECONDS),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(
                 total=None, sock_connect=settings.upstream_connect_timeout, sock_read=settings.upstream_timeout
