@@ -816,6 +816,36 @@ async def test_a_token_in_two_places_is_no_key_of_ones_own(make_bridge: MakeBrid
 
 
 @pytest.mark.parametrize("allowed", [True, False])
+@pytest.mark.parametrize(
+    "strange",
+    [
+        {"X-Api-Key": "Bearer {}"},
+        {"Authorization": "Bearer Bearer {}"},
+        {"Authorization": "Bearer {},"},
+        {"X-Api-Key": "{}", "X-Token": "{}", "Anthropic-Beta": "a,{}"},
+    ],
+    ids=str,
+)
+async def test_a_token_goes_up_in_no_header_and_no_query(
+    make_bridge: MakeBridge, provider: TestServer, strange: dict[str, str], *, allowed: bool
+) -> None:
+    bridge = await make_bridge(provider, allow_byok=allowed)
+    headers = {"Coder-Session-Token": bridge.token} | {
+        name: value.format(bridge.token) for name, value in strange.items()
+    }
+    url = f"{bridge.url}{API}{MESSAGES.path}?beta=true&key={bridge.token}"
+    body = json.dumps(MESSAGES.body("m")).encode()
+    async with bridge.session.post(url, data=body, headers=headers) as response:
+        assert response.status == 200
+    [exchange] = exchanges(provider)
+    assert exchange.headers["x-api-key"] == [KEY]
+    assert bridge.token not in str(exchange)
+    [row] = await bridge.recorded()
+    assert row["metadata"]["credential_kind"] == "centralized"
+    assert bridge.token[-4:] not in row["metadata"]["credential_hint"]
+
+
+@pytest.mark.parametrize("allowed", [True, False])
 async def test_an_instance_without_a_key_serves_who_bring_theirs(
     make_bridge: MakeBridge, provider: TestServer, *, allowed: bool
 ) -> None:

@@ -26,7 +26,7 @@ from service.bridge.callers import Credential, bridge_token, credential
 from service.bridge.protocols import BadQuestion, Protocol, Question
 from service.bridge.providers import Instance
 from service.bridge.recorder import Beginning, Recorder, Running
-from service.bridge.request_log import Exchange, RequestLog
+from service.bridge.request_log import MASK, Exchange, RequestLog
 from service.bridge.upstream import Answer, Call, Upstream, headers_to_send
 from service.context import ADDRESS, AUTHENTICATOR, CALLER, SHARE
 from service.limits import Rate, Slots
@@ -245,9 +245,9 @@ def _beginning(
 
 
 def _call(request: web.Request, instance: Instance, key: Credential, *, path: str, body: bytes, model: str) -> Call:
-    query = request.rel_url.raw_query_string
+    query = request.rel_url.raw_query_string.replace(key.token, MASK)
     url = URL(f"{instance.base_url}{path}{'?' + query if query else ''}", encoded=True)
-    headers = headers_to_send(request.headers, credentials=key.headers)
+    headers = headers_to_send(request.headers, credentials=key.headers, token=key.token)
     return Call(instance, request.method, url, headers, body, path, model)
 
 

@@ -84,14 +84,16 @@ _NOT_RETURNED: Final = _HOP_BY_HOP | {
 }
 
 
-def headers_to_send(headers: CIMultiDictProxy[str], *, credentials: Mapping[str, str]) -> CIMultiDict[str]:
-    """What goes to the provider of a client's headers, with those that carry the key."""
+def headers_to_send(headers: CIMultiDictProxy[str], *, credentials: Mapping[str, str], token: str) -> CIMultiDict[str]:
+    """What goes to the provider of a client's headers, with those that carry the key; none in which its token stands."""
     dropped = _NOT_SENT | _named_in_connection(headers)
     sent: CIMultiDict[str] = CIMultiDict()
     for name, value in headers.items():
         lower = name.lower()
         # Bytes that are no UTF-8 come as surrogates, and cannot be sent.
-        if lower not in dropped and not lower.startswith("x-ai-bridge-") and _is_sendable(value):
+        if lower in dropped or lower.startswith("x-ai-bridge-") or token in value:
+            continue
+        if _is_sendable(value):
             sent.add(name, value)
     sent.update(credentials)
     # Without it a server may choose, and what an answer used could not be read of some encodings.
