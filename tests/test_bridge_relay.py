@@ -726,6 +726,12 @@ async def test_every_prefix_leads_to_the_bridge(bridge: Bridged) -> None:
         ("GET", "/anthropic/v1/models//organizations", 404, "Route not found."),
         ("GET", "/anthropic/v1/models/x%3Fa=b", 404, "Route not found."),
         ("GET", "/anthropic/v1/models/x%00", 404, "Route not found."),
+        ("GET", "/anthropic/v1/models/..;/organizations", 404, "Route not found."),
+        ("GET", "/anthropic/v1/models/%2e%2e%3Bx/organizations", 404, "Route not found."),
+        ("GET", "/anthropic/v1/models/..%20/organizations", 404, "Route not found."),
+        ("GET", "/anthropic/v1/models/.../organizations", 404, "Route not found."),
+        ("GET", "/anthropic/v1/models/%EF%BC%8E%EF%BC%8E/organizations", 404, "Route not found."),
+        ("GET", "/anthropic/v1/models/x%EF%BC%8Fy", 404, "Route not found."),
         ("GET", "/openai/v1/responses/x/../../files", 404, "Route not found."),
     ],
 )
@@ -774,6 +780,17 @@ async def test_other_calls_of_clients_pass_through_unrecorded(
     async with bridge.session.request(method, url, data=body) as response:
         assert response.status == 401
         assert "error" in await response.json()
+
+
+@pytest.mark.parametrize("method", ["TRACE", "OPTIONS", "PROPFIND"])
+async def test_a_method_that_could_tell_the_key_does_not_pass(
+    bridge: Bridged, provider: TestServer, method: str
+) -> None:
+    url = f"{bridge.url}{API}/anthropic/v1/models"
+    async with bridge.session.request(method, url, headers={"X-Api-Key": bridge.token}) as response:
+        assert (response.status, (await error_of(response, MESSAGES))[0]) == (405, "invalid_request_error")
+        assert response.headers["Allow"] == "DELETE, GET, HEAD, PATCH, POST, PUT"
+    assert exchanges(provider) == []
 
 
 @protocols

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import unicodedata
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +36,8 @@ from service.settings import Settings
 
 # What takes longer to parse than others should wait.
 _AT_ONCE: Final = 64 * 1024
+# Not TRACE, whose answer would tell the key, nor what nobody here has heard of.
+_PASSED_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"})
 _MOST_MODELS: Final = 200
 _LONGEST_LABEL: Final = 128
 _LONGEST_USER_AGENT: Final = 1_024
@@ -105,6 +108,8 @@ async def serve_through(request: web.Request, *, instance: Instance, path: str) 
     """Relay a request that is not recorded; `path` is below the base URL, `{tail}` standing for the rest of it."""
     bridge = request.app[BRIDGE]
     _, key = await _admit(request, bridge, instance)
+    if request.method not in _PASSED_METHODS:
+        raise web.HTTPMethodNotAllowed(request.method, _PASSED_METHODS)
     below = _below(path, request.match_info.get("tail"))
     call = _call(request, instance, key, path=below, body=await _read_body(request, bridge), model=_PASSTHROUGH)
     call.endpoint = path
@@ -257,8 +262,10 @@ def _below(path: str, tail: str | None) -> str:
         return path
     segments = tail.split("/")
     for segment in segments:
-        # What aiohttp leaves encoded (a slash, a percent sign) could be decoded into a step by whoever is asked.
-        if segment in {"", ".", ".."} or not segment.isprintable() or any(mark in segment for mark in "\\%?#"):
+        # What aiohttp leaves encoded (a slash, a percent sign) could be decoded into a step by whoever is asked; and some
+        # take ..;x, dots with spaces, or dots of other widths for one.
+        plain = unicodedata.normalize("NFKC", segment)
+        if not plain.strip(" .") or not segment.isprintable() or any(mark in plain for mark in "\\/%?#;"):
             raise errors.UnknownPath
     quoted = URL.build(path="/" + "/".join(segments)).raw_path[1:]
     return path.replace("{tail}", quoted)
