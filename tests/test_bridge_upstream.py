@@ -33,7 +33,7 @@ protocols = pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
 
 def call_to(url: str) -> Call:
     instance = Instance("anthropic", "anthropic", url, KEY, allow_byok=False)
-    return Call(instance, "POST", URL(f"{url}/v1/messages"), CIMultiDict(), b"{}", "/v1/messages", "m")
+    return Call(instance, "POST", URL(f"{url}/v1/messages"), CIMultiDict(), b"{}", "/v1/messages", "m", counts=True)
 
 
 async def waits(settings: Settings, *answers: bytes, retries: int = 2) -> tuple[list[float], int]:
@@ -360,6 +360,22 @@ async def test_what_is_passed_through_has_a_breaker_for_each_endpoint(make_bridg
     labels = 'endpoint="/v1/models/{tail}",model="passthrough",provider="anthropic"'
     assert f"bridgelog_circuit_breaker_state{{{labels}}} 2.0" in metrics
     assert metrics.count("bridgelog_circuit_breaker_state{") == 1
+
+
+async def test_a_callers_own_key_opens_no_breaker_for_others(make_bridge: MakeBridge) -> None:
+    async def answer(_: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 429 Too Many\r\nContent-Length: 0\r\n\r\n")
+
+    async with raw_provider(answer) as url:
+        bridge = await make_bridge(url, breaker_failures=1, upstream_retries=0, allow_byok=True)
+        models = f"{bridge.url}/api/v2/aibridge/anthropic/v1/models"
+        own = {"Authorization": "", "Coder-Session-Token": bridge.token, "X-Api-Key": "sk-own-key-without-quota"}
+        for headers, statuses in ((own, (429, 429)), ({"X-Api-Key": bridge.token}, (429, 503)), (own, (429, 429))):
+            for status in statuses:
+                async with bridge.ask(MESSAGES, "m" * 5_000, headers=headers) as response:
+                    assert response.status == status
+                async with bridge.session.get(models, headers=headers) as response:
+                    assert response.status == status
 
 
 # -- instances --------------------------------------------------------------------------------------------------------

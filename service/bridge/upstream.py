@@ -136,6 +136,7 @@ class Call:
     body: bytes
     endpoint: str  # the path below the base URL as the route has it, `{tail}` standing for what is open in it
     model: str
+    counts: bool  # for the circuit breaker
 
 
 @dataclass(slots=True)
@@ -195,12 +196,12 @@ class Breaker:
 
     def is_open(self, call: Call) -> bool:
         """Whether a request of that kind would not be let through."""
-        circuit = self._known.get(_kind(call))
+        circuit = self._known.get(_kind(call)) if call.counts else None
         return circuit is not None and circuit.open_until is not None
 
     def note(self, call: Call, status: int) -> None:
         """An answer came."""
-        if not self._failures:
+        if not self._failures or not call.counts:
             return
         kind = _kind(call)
         if status not in _BREAKING:
