@@ -347,6 +347,25 @@ async def test_headers_come_back_but_for_those_that_speak_of_the_providers_addre
     }
 
 
+async def test_a_header_that_cannot_be_sent_on_breaks_no_answer(make_bridge: MakeBridge) -> None:
+    async def answer(_: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(
+            b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nX-Odd: a\x01b\x7f\r\nX-Tab: a\tb\r\nX-Bytes: \xff\r\n"
+            b"Access-Control-Allow-Origin: *\r\nAccess-Control-Allow-Credentials: true\r\nContent-Length: 2\r\n\r\n{}"
+        )
+
+    async with raw_provider(answer) as url:
+        bridge = await make_bridge(url)
+        async with bridge.ask(MESSAGES, "m") as response:
+            assert (response.status, await response.read()) == (200, b"{}")
+        assert response.headers["X-Tab"] == "a\tb"
+        assert not {"X-Odd", "X-Bytes", "Access-Control-Allow-Origin", "Access-Control-Allow-Credentials"} & {
+            *response.headers
+        }
+        [row] = await bridge.recorded()
+    assert row["metadata"]["status"] == "completed"
+
+
 async def test_redirects_are_not_followed_here_nor_by_the_client(bridge: Bridged, provider: TestServer) -> None:
     async with bridge.ask(MESSAGES, "standin-redirect") as response:
         assert response.status == 307

@@ -198,6 +198,19 @@ async def test_a_stream_that_falls_silent_for_good_breaks_off(make_bridge: MakeB
     assert (row["metadata"]["status"], row["metadata"]["error_type"]) == ("failed", "provider_silent")
 
 
+@pytest.mark.parametrize("status", [b"101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: h2c", b"099 Odd"])
+async def test_a_status_that_ends_no_request_is_a_502(make_bridge: MakeBridge, status: bytes) -> None:
+    async def answer(_: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 " + status + b"\r\nContent-Length: 2\r\n\r\n{}")
+
+    async with raw_provider(answer) as url:
+        bridge = await make_bridge(url, upstream_retries=0)
+        async with bridge.ask(MESSAGES, "m") as response:
+            assert response.status == 502
+        [row] = await bridge.recorded()
+    assert row["metadata"]["error_type"] == "provider_unavailable"
+
+
 async def test_what_comes_unasked_on_an_idle_connection_is_nobodys_answer(make_bridge: MakeBridge) -> None:
     answered = []
 

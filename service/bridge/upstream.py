@@ -7,6 +7,7 @@ import email.utils
 import io
 import math
 import random
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
@@ -53,6 +54,7 @@ _HOP_BY_HOP: Final = frozenset(
         "upgrade",
     }
 )
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 # What signs somebody in, here or there.
 CREDENTIALS: Final = frozenset(
     {"authorization", "x-api-key", "api-key", "x-auth-token", "x-goog-api-key", "coder-session-token", "cookie"}
@@ -104,9 +106,13 @@ def headers_to_send(headers: CIMultiDictProxy[str], *, credentials: Mapping[str,
 def headers_to_return(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
     """What comes back to the client of a provider's headers."""
     dropped = _NOT_RETURNED | _named_in_connection(headers)
-    return CIMultiDict(
-        (name, value) for name, value in headers.items() if name.lower() not in dropped and _is_sendable(value)
-    )
+    returned: CIMultiDict[str] = CIMultiDict()
+    for name, value in headers.items():
+        lower = name.lower()
+        # Whom the provider lets read its answers is not who may read this service's.
+        if lower not in dropped and not lower.startswith("access-control-") and _is_sendable(value):
+            returned.add(name, value)
+    return returned
 
 
 def _named_in_connection(headers: CIMultiDictProxy[str]) -> set[str]:
@@ -116,13 +122,13 @@ def _named_in_connection(headers: CIMultiDictProxy[str]) -> set[str]:
 
 
 def _is_sendable(value: str) -> bool:
-    if value.isascii():
+    if value.isascii() and value.isprintable():
         return True
     try:
         value.encode()
     except UnicodeEncodeError:
         return False
-    return True
+    return not _CONTROL.search(value)
 
 
 @dataclass(slots=True)
@@ -348,6 +354,11 @@ class Upstream:
         )
         if exchange:
             exchange.answer(response.status, response.reason or "", response.headers)
+        if response.status < 200:
+            # Nobody has asked for another protocol, and no client could tell where such an answer ends.
+            response.close()
+            message = "the provider gave no final answer"
+            raise aiohttp.ClientError(message)
         return response
 
     def _wait(self, response: aiohttp.ClientResponse, attempt: int) -> float | None:
