@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import random
+import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -236,6 +237,34 @@ async def test_an_encoding_that_is_not_read_is_relayed(make_bridge: MakeBridge) 
         [row] = await bridge.recorded()
     assert row["metadata"]["status"] == "completed"
     assert row["token_usages"] == []
+
+
+@pytest.mark.parametrize("hides", [True, False])
+async def test_a_stream_that_unpacks_to_much_is_held_in_pieces(make_bridge: MakeBridge, *, hides: bool) -> None:
+    comments = b": " + b"x" * 65_534
+    packed = gzip.compress(gzip.compress((comments * 1_023 + b"\n\n") * 4))
+
+    async def answer(_: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(STREAM_HEAD.replace(b"Request-Id", b"Content-Encoding: gzip, gzip\r\nRequest-Id"))
+        writer.write(chunk(packed) + chunk(b""))
+
+    async with raw_provider(answer) as url:
+        bridge = await make_bridge(url, openai_key=OPENAI_KEY, openai_base_url=url)
+        members: dict[str, Any] = {} if hides else {"stream_options": {"include_usage": True}}
+        tracemalloc.start()
+        try:
+            async with bridge.session.post(
+                f"{bridge.url}{API}{CHAT.path}",
+                data=json.dumps(CHAT.body("m") | {"stream": True} | members).encode(),
+                headers={"Authorization": f"Bearer {bridge.token}"},
+                auto_decompress=False,
+            ) as response:
+                size = sum([len(data) async for data in response.content.iter_any()])
+            _, most = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert size == (len(comments) * 1_023 + 2) * 4 if hides else len(packed)
+    assert most < 100 * 1024 * 1024
 
 
 @pytest.mark.parametrize("size", [200_000, 3_000_000])
