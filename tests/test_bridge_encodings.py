@@ -66,6 +66,11 @@ def test_what_unpacks_to_much_comes_in_pieces() -> None:
     assert max(map(len, pieces)) <= 64 * 1024
 
 
+def test_of_many_layers_nothing_is_read() -> None:
+    assert unpacker(", ".join(["gzip"] * 4)) is not None
+    assert unpacker(", ".join(["gzip"] * 5)) is None
+
+
 def test_whatever_can_be_told_of_a_prefix_is_told() -> None:
     """Also what found no room in a piece although all bytes were taken in."""
     packed = zlib.compress(bytes(400_000))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from typing import Any
 
 import exchanges
@@ -118,6 +119,52 @@ def test_an_input_of_any_depth_raises_nothing(depth: int) -> None:
         assert BY_NAME["openai-chat-completions"].read(chat).body in (chat, chat.replace(b"false", b"true"))
     except BadQuestion as refused:
         assert "deep" in str(refused)  # noqa: PT017 - either is right, and which depends on the stack that is left
+
+
+MIB = "x" * 1024 * 1024
+ENDLESS: dict[str, list[dict[str, Any]]] = {
+    "anthropic-messages": [
+        {"type": "content_block_start", "index": 0, "content_block": {"type": "tool_use", "name": "n", "id": "1"}},
+        {"type": "content_block_delta", "index": 0, "delta": {"type": "input_json_delta", "partial_json": MIB}},
+    ],
+    "openai-chat-completions": [
+        {
+            "choices": [
+                {"index": 0, "delta": {"tool_calls": [{"index": 0, "function": {"name": "n", "arguments": MIB}}]}}
+            ]
+        }
+    ],
+    "openai-responses": [
+        {"type": "response.output_item.done", "output_index": 0, "item": {"type": "function_call", "name": "n"}},
+        {
+            "type": "response.output_item.done",
+            "output_index": 1,
+            "item": {"type": "function_call", "name": "n", "arguments": MIB},
+        },
+    ],
+}
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS, ids=lambda protocol: protocol.name)
+def test_a_stream_without_end_is_not_kept_without_end(protocol: Protocol) -> None:
+    reader = protocol.reader(protocol.read(b'{"model": "m"}'))
+    events = [sse.Event("message", json.dumps(event), b"") for event in ENDLESS[protocol.name]]
+    first, last = events[0], events[-1]
+    tracemalloc.start()
+    try:
+        assert reader.event(first)
+        for _ in range(200):
+            assert reader.event(last)
+        assert tracemalloc.get_traced_memory()[0] < 80 * 1024 * 1024
+    finally:
+        tracemalloc.stop()
+    # What it used is read all the same.
+    usage = {"input_tokens": 1, "output_tokens": 2, "prompt_tokens": 1, "completion_tokens": 2}
+    for kind in ("message_delta", "response.completed"):
+        told = json.dumps({"type": kind, "usage": usage, "response": {"usage": usage}, "choices": []})
+        reader.event(sse.Event("message", told, b""))
+    assert reader.observed.usage
+    assert (reader.observed.usage.input_tokens, reader.observed.usage.output_tokens) == (1, 2)
 
 
 def test_each_protocol_says_where_it_is_served() -> None:

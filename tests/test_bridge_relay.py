@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import random
+import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -238,6 +239,34 @@ async def test_an_encoding_that_is_not_read_is_relayed(make_bridge: MakeBridge) 
     assert row["token_usages"] == []
 
 
+@pytest.mark.parametrize("hides", [True, False])
+async def test_a_stream_that_unpacks_to_much_is_held_in_pieces(make_bridge: MakeBridge, *, hides: bool) -> None:
+    comments = b": " + b"x" * 65_534
+    packed = gzip.compress(gzip.compress((comments * 1_023 + b"\n\n") * 4))
+
+    async def answer(_: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(STREAM_HEAD.replace(b"Request-Id", b"Content-Encoding: gzip, gzip\r\nRequest-Id"))
+        writer.write(chunk(packed) + chunk(b""))
+
+    async with raw_provider(answer) as url:
+        bridge = await make_bridge(url, openai_key=OPENAI_KEY, openai_base_url=url)
+        members: dict[str, Any] = {} if hides else {"stream_options": {"include_usage": True}}
+        tracemalloc.start()
+        try:
+            async with bridge.session.post(
+                f"{bridge.url}{API}{CHAT.path}",
+                data=json.dumps(CHAT.body("m") | {"stream": True} | members).encode(),
+                headers={"Authorization": f"Bearer {bridge.token}"},
+                auto_decompress=False,
+            ) as response:
+                size = sum([len(data) async for data in response.content.iter_any()])
+            _, most = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert size == (len(comments) * 1_023 + 2) * 4 if hides else len(packed)
+    assert most < 100 * 1024 * 1024
+
+
 @pytest.mark.parametrize("size", [200_000, 3_000_000])
 async def test_a_large_body_goes_up_byte_for_byte(bridge: Bridged, provider: TestServer, size: int) -> None:
     body = json.dumps(CHAT.body("m") | {"user": "é" * size}, ensure_ascii=False, indent=3).encode()
@@ -345,6 +374,25 @@ async def test_headers_come_back_but_for_those_that_speak_of_the_providers_addre
         "X-Bridgelog-Request-Id": ["mine"],
         "X-Content-Type-Options": ["nosniff"],
     }
+
+
+async def test_a_header_that_cannot_be_sent_on_breaks_no_answer(make_bridge: MakeBridge) -> None:
+    async def answer(_: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(
+            b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nX-Odd: a\x01b\x7f\r\nX-Tab: a\tb\r\nX-Bytes: \xff\r\n"
+            b"Access-Control-Allow-Origin: *\r\nAccess-Control-Allow-Credentials: true\r\nContent-Length: 2\r\n\r\n{}"
+        )
+
+    async with raw_provider(answer) as url:
+        bridge = await make_bridge(url)
+        async with bridge.ask(MESSAGES, "m") as response:
+            assert (response.status, await response.read()) == (200, b"{}")
+        assert response.headers["X-Tab"] == "a\tb"
+        assert not {"X-Odd", "X-Bytes", "Access-Control-Allow-Origin", "Access-Control-Allow-Credentials"} & {
+            *response.headers
+        }
+        [row] = await bridge.recorded()
+    assert row["metadata"]["status"] == "completed"
 
 
 async def test_redirects_are_not_followed_here_nor_by_the_client(bridge: Bridged, provider: TestServer) -> None:
@@ -726,6 +774,12 @@ async def test_every_prefix_leads_to_the_bridge(bridge: Bridged) -> None:
         ("GET", "/anthropic/v1/models//organizations", 404, "Route not found."),
         ("GET", "/anthropic/v1/models/x%3Fa=b", 404, "Route not found."),
         ("GET", "/anthropic/v1/models/x%00", 404, "Route not found."),
+        ("GET", "/anthropic/v1/models/..;/organizations", 404, "Route not found."),
+        ("GET", "/anthropic/v1/models/%2e%2e%3Bx/organizations", 404, "Route not found."),
+        ("GET", "/anthropic/v1/models/..%20/organizations", 404, "Route not found."),
+        ("GET", "/anthropic/v1/models/.../organizations", 404, "Route not found."),
+        ("GET", "/anthropic/v1/models/%EF%BC%8E%EF%BC%8E/organizations", 404, "Route not found."),
+        ("GET", "/anthropic/v1/models/x%EF%BC%8Fy", 404, "Route not found."),
         ("GET", "/openai/v1/responses/x/../../files", 404, "Route not found."),
     ],
 )
@@ -776,6 +830,17 @@ async def test_other_calls_of_clients_pass_through_unrecorded(
         assert "error" in await response.json()
 
 
+@pytest.mark.parametrize("method", ["TRACE", "OPTIONS", "PROPFIND"])
+async def test_a_method_that_could_tell_the_key_does_not_pass(
+    bridge: Bridged, provider: TestServer, method: str
+) -> None:
+    url = f"{bridge.url}{API}/anthropic/v1/models"
+    async with bridge.session.request(method, url, headers={"X-Api-Key": bridge.token}) as response:
+        assert (response.status, (await error_of(response, MESSAGES))[0]) == (405, "invalid_request_error")
+        assert response.headers["Allow"] == "DELETE, GET, HEAD, PATCH, POST, PUT"
+    assert exchanges(provider) == []
+
+
 @protocols
 async def test_a_key_of_ones_own_goes_up_where_that_is_allowed(
     make_bridge: MakeBridge, provider: TestServer, way: Way
@@ -813,6 +878,36 @@ async def test_a_token_in_two_places_is_no_key_of_ones_own(make_bridge: MakeBrid
         assert got.status == 200
     assert exchanges(provider)[0].headers["x-api-key"] == [KEY]
     assert bridge.token not in str(exchanges(provider)[0].headers)
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+@pytest.mark.parametrize(
+    "strange",
+    [
+        {"X-Api-Key": "Bearer {}"},
+        {"Authorization": "Bearer Bearer {}"},
+        {"Authorization": "Bearer {},"},
+        {"X-Api-Key": "{}", "X-Token": "{}", "Anthropic-Beta": "a,{}"},
+    ],
+    ids=str,
+)
+async def test_a_token_goes_up_in_no_header_and_no_query(
+    make_bridge: MakeBridge, provider: TestServer, strange: dict[str, str], *, allowed: bool
+) -> None:
+    bridge = await make_bridge(provider, allow_byok=allowed)
+    headers = {"Coder-Session-Token": bridge.token} | {
+        name: value.format(bridge.token) for name, value in strange.items()
+    }
+    url = f"{bridge.url}{API}{MESSAGES.path}?beta=true&key={bridge.token}"
+    body = json.dumps(MESSAGES.body("m")).encode()
+    async with bridge.session.post(url, data=body, headers=headers) as response:
+        assert response.status == 200
+    [exchange] = exchanges(provider)
+    assert exchange.headers["x-api-key"] == [KEY]
+    assert bridge.token not in str(exchange)
+    [row] = await bridge.recorded()
+    assert row["metadata"]["credential_kind"] == "centralized"
+    assert bridge.token[-4:] not in row["metadata"]["credential_hint"]
 
 
 @pytest.mark.parametrize("allowed", [True, False])

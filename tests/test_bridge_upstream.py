@@ -33,7 +33,7 @@ protocols = pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
 
 def call_to(url: str) -> Call:
     instance = Instance("anthropic", "anthropic", url, KEY, allow_byok=False)
-    return Call(instance, "POST", URL(f"{url}/v1/messages"), CIMultiDict(), b"{}", "/v1/messages", "m")
+    return Call(instance, "POST", URL(f"{url}/v1/messages"), CIMultiDict(), b"{}", "/v1/messages", "m", counts=True)
 
 
 async def waits(settings: Settings, *answers: bytes, retries: int = 2) -> tuple[list[float], int]:
@@ -198,6 +198,41 @@ async def test_a_stream_that_falls_silent_for_good_breaks_off(make_bridge: MakeB
     assert (row["metadata"]["status"], row["metadata"]["error_type"]) == ("failed", "provider_silent")
 
 
+@pytest.mark.parametrize("status", [b"101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: h2c", b"099 Odd"])
+async def test_a_status_that_ends_no_request_is_a_502(make_bridge: MakeBridge, status: bytes) -> None:
+    async def answer(_: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 " + status + b"\r\nContent-Length: 2\r\n\r\n{}")
+
+    async with raw_provider(answer) as url:
+        bridge = await make_bridge(url, upstream_retries=0)
+        async with bridge.ask(MESSAGES, "m") as response:
+            assert response.status == 502
+        [row] = await bridge.recorded()
+    assert row["metadata"]["error_type"] == "provider_unavailable"
+
+
+async def test_what_comes_unasked_on_an_idle_connection_is_nobodys_answer(make_bridge: MakeBridge) -> None:
+    answered = []
+
+    def whole(body: bytes) -> bytes:
+        return b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+
+    async def answer(_: bytes, writer: asyncio.StreamWriter) -> None:
+        answered.append(writer)
+        writer.write(whole(b"{}"))
+
+    async with raw_provider(answer) as url:
+        bridge = await make_bridge(url)
+        async with bridge.ask(MESSAGES, "m") as response:
+            assert await response.read() == b"{}"
+        answered[0].write(whole(b'{"of": "another"}'))
+        await asyncio.sleep(0.2)
+        for _ in range(2):
+            async with bridge.ask(MESSAGES, "m") as response:
+                assert await response.read() == b"{}"
+    assert len({*answered}) == 2
+
+
 # -- the circuit breaker ----------------------------------------------------------------------------------------------
 
 
@@ -338,6 +373,22 @@ async def test_what_is_passed_through_has_a_breaker_for_each_endpoint(make_bridg
     labels = 'endpoint="/v1/models/{tail}",model="passthrough",provider="anthropic"'
     assert f"bridgelog_circuit_breaker_state{{{labels}}} 2.0" in metrics
     assert metrics.count("bridgelog_circuit_breaker_state{") == 1
+
+
+async def test_a_callers_own_key_opens_no_breaker_for_others(make_bridge: MakeBridge) -> None:
+    async def answer(_: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 429 Too Many\r\nContent-Length: 0\r\n\r\n")
+
+    async with raw_provider(answer) as url:
+        bridge = await make_bridge(url, breaker_failures=1, upstream_retries=0, allow_byok=True)
+        models = f"{bridge.url}/api/v2/aibridge/anthropic/v1/models"
+        own = {"Authorization": "", "Coder-Session-Token": bridge.token, "X-Api-Key": "sk-own-key-without-quota"}
+        for headers, statuses in ((own, (429, 429)), ({"X-Api-Key": bridge.token}, (429, 503)), (own, (429, 429))):
+            for status in statuses:
+                async with bridge.ask(MESSAGES, "m" * 5_000, headers=headers) as response:
+                    assert response.status == status
+                async with bridge.session.get(models, headers=headers) as response:
+                    assert response.status == status
 
 
 # -- instances --------------------------------------------------------------------------------------------------------

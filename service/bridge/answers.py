@@ -208,8 +208,17 @@ class _Stream:
             chunk = await _next(self._answer, patience=patience)
             if chunk is None:
                 out = self._reading.keep_alive if self._between else b""
+            elif chunk and self._packed:
+                # However much it unpacks to, no more than a piece of that is held, and others have their turn.
+                for piece in self._unpacker.feed(chunk):
+                    out = self._shown(self._decoder.feed(piece))
+                    self._reading.observe()
+                    if out and not raw:
+                        await _send(self._request, self._response, out)
+                    await asyncio.sleep(0)
+                out = b""
             elif chunk:
-                out = self._read(chunk)
+                out = self._shown(self._decoder.feed(chunk))
                 self._reading.observe()
             else:
                 out = self._shown(self._decoder.close())
@@ -219,11 +228,6 @@ class _Stream:
                 await _send(self._request, self._response, out)
             if chunk == b"":
                 return
-
-    def _read(self, chunk: bytes) -> bytes:
-        if not self._packed:
-            return self._shown(self._decoder.feed(chunk))
-        return b"".join([self._shown(self._decoder.feed(piece)) for piece in self._unpacker.feed(chunk)])
 
     def _shown(self, events: Iterator[sse.Event]) -> bytes:
         """What the client sees of these events; the reader sees them all."""

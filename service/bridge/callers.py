@@ -24,6 +24,7 @@ class Credential:
     headers: dict[str, str] = field(repr=False)
     hint: str
     secrets: tuple[str, ...] = field(repr=False)  # the key, and the caller's token: to be masked
+    token: str = field(repr=False)  # the caller's
 
     def mask(self, text: str) -> str:
         """The text without them."""
@@ -49,20 +50,20 @@ def credential(headers: CIMultiDictProxy[str], instance: Instance, *, token: str
     if headers.get("Coder-Session-Token", "").strip() == token:
         # A token of ours is nobody's provider key, wherever it stands.
         for name, key in (("Authorization", _bearer(headers)), ("X-Api-Key", headers.get("X-Api-Key"))):
-            if key and not tokens.split(key.strip()):
+            if key and token not in key and not tokens.split(key.strip()):
                 own[name] = headers[name]
     if own:
         if not instance.allow_byok:
             raise errors.OwnKeyForbidden
         keys = tuple(_bearer(headers) or value if name == "Authorization" else value for name, value in own.items())
-        return Credential("byok", own, _hint(keys[0]), (*keys, token))
+        return Credential("byok", own, _hint(keys[0]), (*keys, token), token)
     if instance.key is None:
         raise errors.KeyMissing(
             "Send your own as the provider wants it, and your token in the header Coder-Session-Token."
             if instance.allow_byok
             else ""
         )
-    return Credential("centralized", instance.credentials, _hint(instance.key), (instance.key, token))
+    return Credential("centralized", instance.credentials, _hint(instance.key), (instance.key, token), token)
 
 
 def _hint(key: str) -> str:

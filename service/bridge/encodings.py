@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Final, Protocol
 
 _PIECE: Final = 64 * 1024  # bytes: what is unpacked is handed on in pieces, however much a chunk unpacks to
+_MOST_LAYERS: Final = 4
 _GZIP: Final = 16 + zlib.MAX_WBITS
 
 
@@ -24,6 +25,8 @@ class Unpacker(Protocol):
 def unpacker(content_encoding: str) -> Unpacker | None:
     """For the value of a Content-Encoding header, empty where there is none; None for one that is not known."""
     names = [name.strip().lower() for name in content_encoding.split(",")]
+    if len(names) > _MOST_LAYERS:
+        return None
     unpackers: list[Unpacker] = []
     for name in reversed(names):  # the last was put on last
         if name in ("gzip", "x-gzip"):

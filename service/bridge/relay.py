@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import unicodedata
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ from service.bridge.callers import Credential, bridge_token, credential
 from service.bridge.protocols import BadQuestion, Protocol, Question
 from service.bridge.providers import Instance
 from service.bridge.recorder import Beginning, Recorder, Running
-from service.bridge.request_log import Exchange, RequestLog
+from service.bridge.request_log import MASK, Exchange, RequestLog
 from service.bridge.upstream import Answer, Call, Upstream, headers_to_send
 from service.context import ADDRESS, AUTHENTICATOR, CALLER, SHARE
 from service.limits import Rate, Slots
@@ -35,8 +36,11 @@ from service.settings import Settings
 
 # What takes longer to parse than others should wait.
 _AT_ONCE: Final = 64 * 1024
+# Not TRACE, whose answer would tell the key, nor what nobody here has heard of.
+_PASSED_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"})
 _MOST_MODELS: Final = 200
 _LONGEST_LABEL: Final = 128
+_LONGEST_MODEL: Final = 512
 _LONGEST_USER_AGENT: Final = 1_024
 _LONGEST_DETAIL: Final = 256
 # The model of what is not recorded: nobody has read which it is.
@@ -86,9 +90,14 @@ async def serve_recorded(request: web.Request, *, instance: Instance, protocol: 
     caller, key = await _admit(request, bridge, instance)
     body = await _read_body(request, bridge)
     question = await _understood(protocol, body)
-    bridge.upstream.breaker.check(instance, protocol.path, question.model)
+    # What is the matter with a caller's own key, such as its quota, is no reason to leave the others' requests alone.
+    counts = key.kind == "centralized"
+    if counts:
+        bridge.upstream.breaker.check(instance, protocol.path, question.model[:_LONGEST_MODEL])
     with _slot(bridge, instance):
-        call = _call(request, instance, key, path=protocol.path, body=question.body, model=question.model)
+        call = _call(
+            request, instance, key, path=protocol.path, body=question.body, model=question.model, counts=counts
+        )
         beginning = _beginning(request, instance, caller, key, question)
         served = _Served(bridge, beginning, call, protocol, question=question, key=key)
         # A body is not kept for as long as the answer streams.
@@ -105,10 +114,15 @@ async def serve_through(request: web.Request, *, instance: Instance, path: str) 
     """Relay a request that is not recorded; `path` is below the base URL, `{tail}` standing for the rest of it."""
     bridge = request.app[BRIDGE]
     _, key = await _admit(request, bridge, instance)
+    if request.method not in _PASSED_METHODS:
+        raise web.HTTPMethodNotAllowed(request.method, _PASSED_METHODS)
     below = _below(path, request.match_info.get("tail"))
-    call = _call(request, instance, key, path=below, body=await _read_body(request, bridge), model=_PASSTHROUGH)
+    counts = key.kind == "centralized"
+    body = await _read_body(request, bridge)
+    call = _call(request, instance, key, path=below, body=body, model=_PASSTHROUGH, counts=counts)
     call.endpoint = path
-    bridge.upstream.breaker.check(instance, path, _PASSTHROUGH)
+    if counts:
+        bridge.upstream.breaker.check(instance, path, _PASSTHROUGH)
     answer, status = None, "none"
     with _slot(bridge, instance):
         try:
@@ -244,11 +258,13 @@ def _beginning(
     )
 
 
-def _call(request: web.Request, instance: Instance, key: Credential, *, path: str, body: bytes, model: str) -> Call:
-    query = request.rel_url.raw_query_string
+def _call(
+    request: web.Request, instance: Instance, key: Credential, *, path: str, body: bytes, model: str, counts: bool
+) -> Call:
+    query = request.rel_url.raw_query_string.replace(key.token, MASK)
     url = URL(f"{instance.base_url}{path}{'?' + query if query else ''}", encoded=True)
-    headers = headers_to_send(request.headers, credentials=key.headers)
-    return Call(instance, request.method, url, headers, body, path, model)
+    headers = headers_to_send(request.headers, credentials=key.headers, token=key.token)
+    return Call(instance, request.method, url, headers, body, path, model[:_LONGEST_MODEL], counts)
 
 
 def _below(path: str, tail: str | None) -> str:
@@ -257,8 +273,10 @@ def _below(path: str, tail: str | None) -> str:
         return path
     segments = tail.split("/")
     for segment in segments:
-        # What aiohttp leaves encoded (a slash, a percent sign) could be decoded into a step by whoever is asked.
-        if segment in {"", ".", ".."} or not segment.isprintable() or any(mark in segment for mark in "\\%?#"):
+        # What aiohttp leaves encoded (a slash, a percent sign) could be decoded into a step by whoever is asked; and some
+        # take ..;x, dots with spaces, or dots of other widths for one.
+        plain = unicodedata.normalize("NFKC", segment)
+        if not plain.strip(" .") or not segment.isprintable() or any(mark in plain for mark in "\\/%?#;"):
             raise errors.UnknownPath
     quoted = URL.build(path="/" + "/".join(segments)).raw_path[1:]
     return path.replace("{tail}", quoted)

@@ -7,12 +7,13 @@ import email.utils
 import io
 import math
 import random
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import aiohttp
 import structlog
@@ -53,6 +54,7 @@ _HOP_BY_HOP: Final = frozenset(
         "upgrade",
     }
 )
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 # What signs somebody in, here or there.
 CREDENTIALS: Final = frozenset(
     {"authorization", "x-api-key", "api-key", "x-auth-token", "x-goog-api-key", "coder-session-token", "cookie"}
@@ -84,14 +86,16 @@ _NOT_RETURNED: Final = _HOP_BY_HOP | {
 }
 
 
-def headers_to_send(headers: CIMultiDictProxy[str], *, credentials: Mapping[str, str]) -> CIMultiDict[str]:
-    """What goes to the provider of a client's headers, with those that carry the key."""
+def headers_to_send(headers: CIMultiDictProxy[str], *, credentials: Mapping[str, str], token: str) -> CIMultiDict[str]:
+    """What goes to the provider of a client's headers, with those that carry the key; none in which its token stands."""
     dropped = _NOT_SENT | _named_in_connection(headers)
     sent: CIMultiDict[str] = CIMultiDict()
     for name, value in headers.items():
         lower = name.lower()
         # Bytes that are no UTF-8 come as surrogates, and cannot be sent.
-        if lower not in dropped and not lower.startswith("x-ai-bridge-") and _is_sendable(value):
+        if lower in dropped or lower.startswith("x-ai-bridge-") or token in value:
+            continue
+        if _is_sendable(value):
             sent.add(name, value)
     sent.update(credentials)
     # Without it a server may choose, and what an answer used could not be read of some encodings.
@@ -102,9 +106,13 @@ def headers_to_send(headers: CIMultiDictProxy[str], *, credentials: Mapping[str,
 def headers_to_return(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
     """What comes back to the client of a provider's headers."""
     dropped = _NOT_RETURNED | _named_in_connection(headers)
-    return CIMultiDict(
-        (name, value) for name, value in headers.items() if name.lower() not in dropped and _is_sendable(value)
-    )
+    returned: CIMultiDict[str] = CIMultiDict()
+    for name, value in headers.items():
+        lower = name.lower()
+        # Whom the provider lets read its answers is not who may read this service's.
+        if lower not in dropped and not lower.startswith("access-control-") and _is_sendable(value):
+            returned.add(name, value)
+    return returned
 
 
 def _named_in_connection(headers: CIMultiDictProxy[str]) -> set[str]:
@@ -114,13 +122,13 @@ def _named_in_connection(headers: CIMultiDictProxy[str]) -> set[str]:
 
 
 def _is_sendable(value: str) -> bool:
-    if value.isascii():
+    if value.isascii() and value.isprintable():
         return True
     try:
         value.encode()
     except UnicodeEncodeError:
         return False
-    return True
+    return not _CONTROL.search(value)
 
 
 @dataclass(slots=True)
@@ -134,6 +142,7 @@ class Call:
     body: bytes
     endpoint: str  # the path below the base URL as the route has it, `{tail}` standing for what is open in it
     model: str
+    counts: bool  # for the circuit breaker
 
 
 @dataclass(slots=True)
@@ -193,12 +202,12 @@ class Breaker:
 
     def is_open(self, call: Call) -> bool:
         """Whether a request of that kind would not be let through."""
-        circuit = self._known.get(_kind(call))
+        circuit = self._known.get(_kind(call)) if call.counts else None
         return circuit is not None and circuit.open_until is not None
 
     def note(self, call: Call, status: int) -> None:
         """An answer came."""
-        if not self._failures:
+        if not self._failures or not call.counts:
             return
         kind = _kind(call)
         if status not in _BREAKING:
@@ -239,6 +248,17 @@ def _kind(call: Call) -> tuple[str, str, str]:
     return call.instance.name, call.endpoint, call.model
 
 
+class _Connector(aiohttp.TCPConnector):
+    """Keeps connections, but none on which something came that nobody had asked for: the next to ask would get it."""
+
+    async def _get(self, *args: Any, **kw: Any) -> Any:
+        while True:
+            connection = await super()._get(*args, **kw)
+            if connection is None or connection.protocol is None or not connection.protocol.should_close:
+                return connection
+            connection.close()
+
+
 class Upstream:
     """Calls providers, over connections that it keeps."""
 
@@ -257,7 +277,7 @@ class Upstream:
         self._sleep = sleep
         self._jitter = jitter
         self._session = aiohttp.ClientSession(  # noqa: TID251  # the bridge's calls are those that the service makes
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_SECONDS),
+            connector=_Connector(limit=0, keepalive_timeout=_IDLE_SECONDS),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(
                 total=None, sock_connect=settings.upstream_connect_timeout, sock_read=settings.upstream_timeout
@@ -334,6 +354,11 @@ class Upstream:
         )
         if exchange:
             exchange.answer(response.status, response.reason or "", response.headers)
+        if response.status < 200:
+            # Nobody has asked for another protocol, and no client could tell where such an answer ends.
+            response.close()
+            message = "the provider gave no final answer"
+            raise aiohttp.ClientError(message)
         return response
 
     def _wait(self, response: aiohttp.ClientResponse, attempt: int) -> float | None:

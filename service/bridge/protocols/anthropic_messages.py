@@ -21,6 +21,7 @@ _ERROR_TYPES: Final = {
     504: "timeout_error",
     529: "overloaded_error",
 }
+_MOST_COUNTERS: Final = 256
 _COLUMNS: Final = {
     "input_tokens": "input_tokens",
     "output_tokens": "output_tokens",
@@ -100,9 +101,10 @@ class _Reader:
                 self.observed.response_id = reading.text(message.get("id"))
                 self._use(message.get("usage"))
             case "content_block_start":
-                self._blocks[reading.index(members.get("index"))] = _Block(
-                    reading.mapping(members.get("content_block"))
-                )
+                if self.observed.takes(event.data or ""):
+                    self._blocks[reading.index(members.get("index"))] = _Block(
+                        reading.mapping(members.get("content_block"))
+                    )
             case "content_block_delta":
                 self._add(reading.index(members.get("index")), reading.mapping(members.get("delta")))
             case "content_block_stop":
@@ -132,7 +134,10 @@ class _Reader:
         block = self._blocks.get(index)
         part = delta.get("partial_json") if delta.get("type") == "input_json_delta" else delta.get("thinking")
         if block and isinstance(part, str):
-            block.parts.append(part)
+            if self.observed.takes(part):
+                block.parts.append(part)
+            else:
+                del self._blocks[index]  # half of it is none
 
     def _finish(self, block: dict[str, Any], streamed: str) -> None:
         if block.get("type") == "tool_use" and (tool := reading.text(block.get("name"))):
@@ -146,7 +151,10 @@ class _Reader:
         """Counts are cumulative: of each the last one holds that is told."""
         for name, value in reading.counters(reading.mapping(usage), apart_from=()).items():
             known = self._usage.get(name)
-            self._usage[name] = known | value if isinstance(known, dict) and isinstance(value, dict) else value
+            if known is None and len(self._usage) >= _MOST_COUNTERS:
+                continue
+            both = isinstance(known, dict) and isinstance(value, dict) and len(known) < _MOST_COUNTERS
+            self._usage[name] = known | value if both else value
         counts = {column: reading.count(self._usage.get(name)) for name, column in _COLUMNS.items()}
         if any(number is not None for number in counts.values()):
             self.observed.usage = Usage(

@@ -163,7 +163,10 @@ class _Reader:
             if call is None or call.index != index or (call_id and call.call_id not in ("", call_id)):
                 self._finish(call)
                 call = self._open[which] = _Call(index)
+            before = len(call.parts)
             _tell(call, delta)
+            if not self.observed.takes(call_id + "".join(call.parts[before:])):
+                del self._open[which]  # half of it is none
         if choice.get("finish_reason") is not None:
             self._finish(self._open.pop(which, None))
 

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import typing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from service.bridge import sse
+
+_MOST_KEPT: Final = 32 * 1024 * 1024
+_EACH: Final = 64  # what a text takes beside its characters
 
 
 class BadQuestion(Exception):
@@ -70,6 +73,12 @@ class Observed:
     thoughts: list[Thought] = field(default_factory=list)
     error: str | None = None  # the provider's type of error, where the answer is one or the stream ended in one
     complete: bool = False  # the stream's last event was seen, or a whole answer that can be read
+    room: int = field(default=_MOST_KEPT, repr=False, compare=False)  # for what is kept of a stream, in characters
+
+    def takes(self, text: str = "") -> bool:
+        """Whether a text more can be kept: a stream without end must not fill the memory."""
+        self.room -= _EACH + len(text)
+        return self.room >= 0
 
 
 class Reader(typing.Protocol):

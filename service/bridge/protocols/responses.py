@@ -70,7 +70,7 @@ class _Reader:
             nested = reading.mapping(members.get("error"))
             self.observed.error = reading.error_type(nested or {"code": members.get("code")})
             self.observed.complete = True
-        elif kind == "response.output_item.done":
+        elif kind == "response.output_item.done" and self.observed.takes(event.data or ""):
             index = reading.index(members.get("output_index"))
             self._told.add(index)
             self._item(reading.mapping(members.get("item")))
