@@ -308,6 +308,12 @@ async def test_headers_go_up_but_for_those_that_must_not(bridge: Bridged, provid
         ("TE", "trailers"),
         ("X-AI-Bridge-Actor", "me"),
         ("Expect", "100-continue"),
+        ("Forwarded", "for=192.0.2.7"),
+        ("Via", "1.1 proxy"),
+        ("X-Real-IP", "192.0.2.7"),
+        ("X-Forwarded-For", "192.0.2.7"),
+        ("X-Forwarded-Proto", "https"),
+        ("X-HTTP-Method-Override", "DELETE"),
         ("Content-Type", "application/json"),
     ]
     body = json.dumps(MESSAGES.body("m")).encode()

@@ -61,8 +61,15 @@ CREDENTIALS: Final = frozenset(
 )
 # content-encoding: the body has been unpacked by then. expect: it has been met.
 _NOT_SENT: Final = (
-    _HOP_BY_HOP | CREDENTIALS | {"host", "content-length", "content-encoding", "accept-encoding", "expect"}
+    _HOP_BY_HOP
+    | CREDENTIALS
+    | {"host", "content-length", "content-encoding", "accept-encoding", "expect"}
+    # The proxies before this service add them: whose address a request comes from is nobody's business up there.
+    | {"forwarded", "via", "x-real-ip"}
+    # A provider that heeds one would take a GET for what this service passes no route for.
+    | {"x-http-method", "x-http-method-override", "x-method-override"}
 )
+_NOT_SENT_PREFIXES: Final = ("x-ai-bridge-", "x-forwarded-")
 # What a provider says of its own address, and would be taken for this one's. And location: clients would follow it, with
 # the token that they hold.
 _NOT_RETURNED: Final = _HOP_BY_HOP | {
@@ -93,7 +100,7 @@ def headers_to_send(headers: CIMultiDictProxy[str], *, credentials: Mapping[str,
     for name, value in headers.items():
         lower = name.lower()
         # Bytes that are no UTF-8 come as surrogates, and cannot be sent.
-        if lower in dropped or lower.startswith("x-ai-bridge-") or token in value:
+        if lower in dropped or lower.startswith(_NOT_SENT_PREFIXES) or token in value:
             continue
         if _is_sendable(value):
             sent.add(name, value)
