@@ -329,6 +329,22 @@ class Database:
         async with self._transaction(self._shared, isolation="read_committed", readonly=False) as connection:
             yield connection
 
+    @asynccontextmanager
+    async def _statement(self) -> AsyncIterator[Connection]:
+        """For one statement that writes, and is its own transaction: nothing is sent before it, nor after it."""
+        if not self.writable:
+            raise errors.ReadOnlyDatabase
+        if self._shared.each_transaction:
+            async with self.transaction() as connection:
+                yield connection
+            return
+        async with self._shared.connection() as raw:
+            try:
+                yield self._unit(raw)
+            except BaseException as problem:
+                _cut_if_no_primary(raw, problem)
+                raise
+
     async def read(self, work: Callable[[Connection], Awaitable[T]], *, snapshot: bool = False) -> T:
         """Do `work`, which only reads, and do it once more where its connection was lost on the way.
 
@@ -346,22 +362,25 @@ class Database:
         async with unit() as connection:
             return await work(connection)
 
-    async def settle(self, work: Callable[[Connection], Awaitable[T]]) -> T:
+    async def settle(self, work: Callable[[Connection], Awaitable[T]], *, one_statement: bool = False) -> T:
         """Do `work` in a transaction that writes; again where it met another one that wrote the same, three times at most.
+
+        Where it is `one_statement`, that is a transaction by itself: one round trip, not three.
 
         Two writers who insert the same row at once end in a deadlock or on the wrong constraint; a moment later the row
         is simply there. A connection that was lost is not made up for here: whether the commit came through is not known,
         and who sent the record can send it again.
         """
+        unit = self._statement if one_statement else self.transaction
         for _ in range(_ATTEMPTS - 1):
             try:
-                async with self.transaction() as connection:
+                async with unit() as connection:
                     return await work(connection)
             except errors.LockedOut:
                 raise  # that was waiting enough
             except (errors.Contention, errors.UsernameTaken):
                 await asyncio.sleep(_RETRY_SECONDS)
-        async with self.transaction() as connection:
+        async with unit() as connection:
             return await work(connection)
 
     @asynccontextmanager
@@ -388,10 +407,7 @@ class Database:
                 with _translated():
                     await transaction.commit()
             except BaseException as problem:
-                if isinstance(problem.__cause__, asyncpg.ReadOnlySQLTransactionError):
-                    # The server may not be the primary any more: a new connection looks for it again.
-                    _cut(raw)
-                else:
+                if not _cut_if_no_primary(raw, problem):
                     await _roll_back(raw, transaction)
                 raise
 
@@ -625,6 +641,14 @@ async def _roll_back(raw: asyncpg.pool.PoolConnectionProxy[Any], transaction: as
             await transaction.rollback()
     except _GONE:  # also where its beginning or its commit was given up half-way
         _cut(raw)
+
+
+def _cut_if_no_primary(raw: asyncpg.pool.PoolConnectionProxy[Any], problem: BaseException) -> bool:
+    """Whether the server may not be the primary any more: a new connection looks for it again."""
+    if not isinstance(problem.__cause__, asyncpg.ReadOnlySQLTransactionError):
+        return False
+    _cut(raw)
+    return True
 
 
 def _cut(raw: asyncpg.pool.PoolConnectionProxy[Any]) -> None:

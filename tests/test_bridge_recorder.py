@@ -31,6 +31,7 @@ from service.bridge.recorder import Recorder, Running
 from service.bridge.spool import Kind
 from service.metrics import Metrics
 from service.settings import Settings
+from service.store.recording import Conflicting
 
 Sql = Callable[..., list[tuple[Any, ...]]]
 Open = Callable[..., Awaitable[Recorder]]
@@ -161,6 +162,40 @@ async def test_a_thousand_at_once_are_recorded_whole(recorder: Recorder, sql: Sq
     await drained(recorder)
     check(sql, {running.id: number for number, running in enumerate(runs)})
     assert sql("SELECT count(*) FROM aibridge_interceptions") == [(1000,)]
+
+
+async def test_of_starts_at_once_one_that_cannot_be_stored_keeps_no_other(recorder: Recorder, sql: Sql) -> None:
+    outcomes = await asyncio.gather(
+        *(
+            recorder.start(beginning(number, **({"initiator_id": "nobody"} if number in (4, 17) else {})))
+            for number in range(30)
+        ),
+        return_exceptions=True,
+    )
+    assert [number for number, found in enumerate(outcomes) if isinstance(found, Exception)] == [4, 17]
+    assert sql("SELECT count(*) FROM aibridge_interceptions") == [(28,)]
+    assert sql("SELECT count(*) FROM aibridge_user_prompts") == [(28,)]
+
+
+async def test_a_start_that_is_stored_already_is_compared(recorder: Recorder, sql: Sql) -> None:
+    one, other = recording._interception(beginning(1)), recording._interception(beginning(2, prompt=None))
+    for _ in range(2):
+        assert await recorder._begun([one, other]) is None
+    changed = replace(one, sent={**one.sent, "model": "another"})
+    assert isinstance(await recorder._begun([changed]), Conflicting)
+    assert sql("SELECT model FROM aibridge_interceptions ORDER BY model") == [("model-1",), ("model-2",)]
+    assert sql("SELECT interception_id, prompt FROM aibridge_user_prompts") == [(one.id, "prompt 1")]
+
+
+async def test_what_was_erased_does_not_come_back_with_a_start(recorder: Recorder, sql: Sql) -> None:
+    sql("INSERT INTO bridgelog_erased_users (user_id, erased_until) VALUES (%s, now())", UUID(int=7))
+    long_ago = datetime.now(UTC) - timedelta(hours=1)
+    await recorder.start(beginning(1, started_at=long_ago, session_id="s"))
+    await recorder.start(beginning(2, started_at=datetime.now(UTC) + timedelta(hours=1), session_id="s"))
+    assert sql(
+        "SELECT i.metadata, i.client_session_id, p.prompt FROM aibridge_interceptions i JOIN aibridge_user_prompts p"
+        " ON p.interception_id = i.id ORDER BY i.model"
+    ) == [({}, None, ""), ({"number": 2}, "s", "prompt 2")]
 
 
 async def test_what_an_answer_used_is_told_bit_by_bit_and_recorded_once(recorder: Recorder, sql: Sql) -> None:
@@ -392,7 +427,8 @@ async def test_a_commit_whose_answer_is_lost_is_written_once(
     recorder = await opening(through(wire, database_url))
     await serve(recorder, 0)
     await drained(recorder)
-    wire.last_word = b"COMMIT;"
+    # The values of the one statement that it is stored with.
+    wire.last_word = b"model-1"
     running = await recorder.start(beginning(1))
     assert wire.lost == 1
     running.observe(observed(1))

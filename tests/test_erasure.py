@@ -381,6 +381,22 @@ async def test_what_is_being_recorded_is_waited_for(database: Database, recorder
     assert await erase_beside_a_batch(database, recorder, sql) == []
 
 
+async def test_a_statement_that_has_not_come_to_write_is_waited_for(
+    database: Database, recorder: Recorder, database_url: str, sql: Sql
+) -> None:
+    ann = uuid4()
+    assert (await recorder.record(secret(ann))).status == 201
+    with psycopg.connect(database_url) as writer:
+        # What such a statement holds while it is looking who was erased.
+        writer.execute("LOCK TABLE aibridge_interceptions IN ROW EXCLUSIVE MODE")
+        erasing = asyncio.create_task(erasure.erase(database, user_id=ann))
+        await asyncio.wait([erasing], timeout=1)
+        assert not erasing.done()
+        assert where(sql) != []
+    await erasing
+    assert where(sql) == []
+
+
 async def test_without_waiting_it_would_be_left(
     database: Database, recorder: Recorder, sql: Sql, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,7 +30,12 @@ SERVICE = Path(service.__file__).parent
 BY_NAME = pytest.mark.parametrize("name", sorted(STATEMENTS))
 
 # What cannot be prepared, since the protocol knows no parameters of it, or what no transaction may hold.
-UTILITIES = {"request_logging/lock_state", "demo/analyze_records", "demo/vacuum_interceptions"}
+UTILITIES = {
+    "request_logging/lock_state",
+    "erasure/lock_interceptions",
+    "demo/analyze_records",
+    "demo/vacuum_interceptions",
+}
 OUTSIDE_TRANSACTIONS = {"demo/vacuum_interceptions"}
 
 # One value of each type that a file declares.

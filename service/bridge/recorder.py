@@ -425,12 +425,11 @@ class Recorder:
             self._forsake(interception_id)
 
     async def _begun(self, starts: Sequence[Interception]) -> Exception | None:
-        async def work(connection: Connection) -> None:
-            await recording.record_batch(connection, interceptions=starts)
-
+        begin = functools.partial(recording.begin_batch, interceptions=starts)
+        compare = functools.partial(recording.record_batch, interceptions=starts)
         try:
-            if starts:
-                await self._database.settle(work)
+            if starts and not await self._database.settle(begin, one_statement=True):
+                await self._database.settle(compare)
         except Exception as problem:  # noqa: BLE001  # those who wait for it raise it
             return problem
         return None

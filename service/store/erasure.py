@@ -60,7 +60,7 @@ async def wait_for_writers(connection: Connection, *, patience: timedelta) -> No
     Raises Contention where that takes longer than `patience`, for which everybody who writes has to wait.
     """
     await connection.value("rollups/set_patience", milliseconds=patience // timedelta(milliseconds=1))
-    await connection.value("rollups/lock_sealing")
+    await connection.run("erasure/lock_interceptions")
 
 
 async def interceptions(

@@ -71,6 +71,7 @@ _INTERCEPTION_DEFAULTS: dict[str, Any] = {
     "ended_at": None,
     "client_session_id": None,
 }
+_BEGUN_DEFAULTS = {name: default for name, default in _INTERCEPTION_DEFAULTS.items() if name != "ended_at"}
 KINDS: tuple[Kind, ...] = tuple(_CHILD_DEFAULTS)
 
 
@@ -174,6 +175,29 @@ async def record_batch(connection: Connection, *, interceptions: Sequence[Interc
         Outcome.CREATED if position in created else Outcome.EXTENDED if position in extended else Outcome.UNCHANGED
         for position in range(len(interceptions))
     ]
+
+
+async def begin_batch(connection: Connection, *, interceptions: Sequence[Interception]) -> bool:
+    """Store interceptions that begin, of other ids each, by one statement; whether all of them were new.
+
+    Each has no end yet, and no children but one prompt, at most, as old as itself. Where not all are new, those that were
+    are stored, and `record_batch` tells how the others differ.
+    """
+    prompts: list[Mapping[str, Any]] = [
+        next(iter(interception.children.get("user_prompts", ())), {}) for interception in interceptions
+    ]
+    row = await connection.row(
+        "recording/begin_interceptions",
+        **_columns(_BEGUN_DEFAULTS, [interception.sent for interception in interceptions]),
+        correlating_tool_call_id=[interception.correlating_tool_call_id for interception in interceptions],
+        prompt_id=[prompt.get("id") for prompt in prompts],
+        prompt=[prompt.get("prompt") for prompt in prompts],
+        prompt_metadata=[jsontext.dump(prompt["metadata"]) if prompt else None for prompt in prompts],
+    )
+    return row is not None and (row["interceptions"], row["prompts"]) == (
+        len(interceptions),
+        sum(1 for prompt in prompts if prompt),
+    )
 
 
 async def record_children(
