@@ -7,6 +7,7 @@ that what is recorded reads back equal. Of members that share a name in one obje
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
 from functools import cache
 from typing import Final
@@ -62,11 +63,26 @@ def parse(data: bytes) -> object:
     raise InvalidBody(validations=[Validation(path, f"must not nest deeper than {MAX_DEPTH} levels")])
 
 
-def dump(value: object) -> str:
-    """JSON text for PostgreSQL, as exact as `parse` read it."""
-    return simplejson.dumps(
-        value, use_decimal=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"), for_json=False
+def dump(value: object, *, default: Callable[[object], object] | None = None) -> str:
+    """JSON text for PostgreSQL, as exact as `parse` read it. `default` makes JSON of what is none."""
+    encoder = _ENCODER if default is None else _encoder(default)
+    return encoder.encode(value)
+
+
+@cache
+def _encoder(default: Callable[[object], object] | None) -> simplejson.JSONEncoder:
+    # Made once: that takes longer than to write a small object.
+    return simplejson.JSONEncoder(
+        use_decimal=True,
+        ensure_ascii=False,
+        allow_nan=False,
+        separators=(",", ":"),
+        for_json=False,
+        default=default,
     )
+
+
+_ENCODER: Final = _encoder(None)
 
 
 def text_problem(text: str) -> str | None:

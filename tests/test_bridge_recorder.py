@@ -28,7 +28,7 @@ from service import db, errors, migrations, statements
 from service.bridge import recorder as recording
 from service.bridge.protocols import Observed, Thought, ToolCall, Usage
 from service.bridge.recorder import Recorder, Running
-from service.bridge.spool import Kind
+from service.bridge.spool import Kind, Log
 from service.metrics import Metrics
 from service.settings import Settings
 from service.store.recording import Conflicting
@@ -196,6 +196,34 @@ async def test_what_was_erased_does_not_come_back_with_a_start(recorder: Recorde
         "SELECT i.metadata, i.client_session_id, p.prompt FROM aibridge_interceptions i JOIN aibridge_user_prompts p"
         " ON p.interception_id = i.id ORDER BY i.model"
     ) == [({}, None, ""), ({"number": 2}, "s", "prompt 2")]
+
+
+async def test_what_waits_is_read_from_disk_once_it_outgrows_memory(
+    wire: Wire, opening: Open, database_url: str, sql: Sql, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = []
+    read = Log.read
+
+    def reading(self: Log, **most: int) -> Any:
+        reads.append(self)
+        return read(self, **most)
+
+    monkeypatch.setattr(Log, "read", reading)
+    monkeypatch.setattr(recording, "_MOST_RECENT", 100)
+    recorder = await opening(through(wire, database_url))
+    served = {(await serve(recorder, number)).id: number for number in range(20)}
+    await drained(recorder)
+    assert not reads, "what waits for a moment only is in memory"
+    await wire.cut()
+    served |= {(await serve(recorder, number)).id: number for number in range(20, 80)}
+    await wire.mend()
+    await drained(recorder)
+    assert reads
+    reads.clear()
+    served |= {(await serve(recorder, number)).id: number for number in range(80, 90)}
+    await drained(recorder)
+    assert not reads
+    check(sql, served)
 
 
 async def test_what_an_answer_used_is_told_bit_by_bit_and_recorded_once(recorder: Recorder, sql: Sql) -> None:
@@ -788,7 +816,7 @@ async def test_an_heir_leaves_alone_what_has_ended_meanwhile_and_what_never_was(
 ) -> None:
     lost = await opening(database_url)
     running = await lost.start(beginning(1))
-    lost._append(Kind.RUNNING, uuid4())
+    lost._append([(Kind.RUNNING, uuid4(), b"")])
     kill(lost)
     sql("UPDATE aibridge_interceptions SET ended_at = %s", NOW + timedelta(days=10_000))
     other = await opening(database_url)
@@ -805,7 +833,7 @@ async def test_a_commit_that_a_lost_process_has_not_lived_to_see_is_waited_for(
     monkeypatch.setattr(recording, "_SETTLED_AFTER", 3.0)
     lost = await opening(database_url)
     late = uuid4()
-    lost._append(Kind.RUNNING, late)
+    lost._append([(Kind.RUNNING, late, b"")])
     kill(lost)
     await opening(database_url)
     await asyncio.sleep(0.5)

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 import math
 import time
 import uuid
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -45,6 +46,8 @@ _PATIENCE: Final = 2.0
 _SETTLED_AFTER: Final = 10.0
 _BATCH_RECORDS: Final = 200
 _BATCH_BYTES: Final = 1024 * 1024
+# What waits is in memory as well up to so many records, and the bytes of a batch.
+_MOST_RECENT: Final = 2_000
 # Between two batches, so that each is worth its transaction, unless somebody waits for one.
 _GATHERING: Final = 0.1
 _LEAST_REST: Final = 0.25
@@ -61,6 +64,8 @@ _MOST_NAME: Final = 512
 _MOST_CLIENT: Final = 64
 _MOST_SESSION: Final = 256
 _MICROSECOND: Final = timedelta(microseconds=1)
+
+Children = dict[recording.Kind, list[dict[str, Any]]]
 
 LOST: Final = {"status": "failed", "error_type": "bridge_lost"}
 """How an interception ends whose bridge was lost before the answer was."""
@@ -103,29 +108,37 @@ class Running:
         """
         if self._ended:
             return
-        children: dict[recording.Kind, list[dict[str, Any]]] = {}
+        children: Children = {}
+        self._look_at(observed, children)
+        self._tell_new(children)
+        if observed.complete:
+            self._tell_usage(children)
+        if children:
+            self._recorder.add(self.id, children)
+
+    def end(self, *, status: str, detail: dict[str, Any], observed: Observed | None = None) -> None:
+        """End it now: `status` (completed, failed, cancelled) and the members of `detail` go into its metadata.
+
+        What is new of `observed` is recorded with it.
+        """
+        if self._ended:
+            return
+        self._ended = True
+        children: Children = {}
+        if observed is not None:
+            self._look_at(observed, children)
+        self._tell_new(children)
+        self._tell_usage(children)
+        self._recorder.end(self.id, ended_at=self._now(), metadata=detail | {"status": status}, children=children)
+
+    def _look_at(self, observed: Observed, children: Children) -> None:
         if observed is not self._observed:
             self._tell_usage(children)
             self._observed = observed
             self._tools = self._thoughts = 0
             self._usage_told = False
-        self._tell_new(children)
-        if observed.complete:
-            self._tell_usage(children)
-        self._recorder.add(self.id, children)
 
-    def end(self, *, status: str, detail: dict[str, Any]) -> None:
-        """End it now: `status` (completed, failed, cancelled) and the members of `detail` go into its metadata."""
-        if self._ended:
-            return
-        self._ended = True
-        children: dict[recording.Kind, list[dict[str, Any]]] = {}
-        self._tell_new(children)
-        self._tell_usage(children)
-        self._recorder.add(self.id, children)
-        self._recorder.end(self.id, ended_at=self._now(), metadata=detail | {"status": status})
-
-    def _tell_new(self, children: dict[recording.Kind, list[dict[str, Any]]]) -> None:
+    def _tell_new(self, children: Children) -> None:
         seen = self._observed
         for tool in seen.tools[self._tools :]:
             children.setdefault("tool_usages", []).append(
@@ -147,7 +160,7 @@ class Running:
             )
         self._tools, self._thoughts = len(seen.tools), len(seen.thoughts)
 
-    def _tell_usage(self, children: dict[recording.Kind, list[dict[str, Any]]]) -> None:
+    def _tell_usage(self, children: Children) -> None:
         usage = self._observed.usage
         if usage is None or self._usage_told:
             return
@@ -174,6 +187,10 @@ class Running:
         return self._latest
 
 
+# What a record says, in the words of the store.
+Content = Interception | Addition
+
+
 @dataclass(slots=True)
 class _Work:
     """What is to be written of one interception in one transaction."""
@@ -183,7 +200,7 @@ class _Work:
     children: dict[recording.Kind, list[Mapping[str, Any]]] = field(default_factory=dict)
     end: Addition | None = None
 
-    def take(self, content: Interception | Addition) -> None:
+    def take(self, content: Content) -> None:
         """Add what a record says."""
         if isinstance(content, Interception):
             self.start = content
@@ -198,6 +215,41 @@ class _Work:
         if self.end is None:
             return Addition(interception_id, children=self.children) if self.children else None
         return replace(self.end, children=self.children, only_if_running=self.end.only_if_running and not self.children)
+
+
+class _Recent:
+    """What waits in this process's log, in memory as well as long as it is not much: so it need not be read from disk.
+
+    It holds all that waits, or nothing: then everything is read until nothing waits any more.
+    """
+
+    def __init__(self) -> None:
+        self._records: deque[tuple[Record, Content, int]] = deque()
+        self._bytes = 0
+        self._whole = True
+
+    def add(self, record: Record, content: Content, position: int) -> None:
+        """A record that was just added to the log, what it says, and the position behind it."""
+        if not self._whole:
+            return
+        self._records.append((record, content, position))
+        self._bytes += len(record.body)
+        if len(self._records) > _MOST_RECENT or self._bytes > _BATCH_BYTES:
+            self._records.clear()
+            self._bytes, self._whole = 0, False
+
+    def first(self, most: int) -> list[tuple[Record, Content, int]]:
+        """The oldest of them, so many at most."""
+        return list(itertools.islice(self._records, most))
+
+    def written(self, count: int, *, left: int) -> None:
+        """So many of the oldest are in the database, and so many of all wait there still."""
+        if self._whole:
+            for _ in range(count):
+                record, _, _ = self._records.popleft()
+                self._bytes -= len(record.body)
+        elif not left:
+            self._whole = True
 
 
 class _Refused(Exception):
@@ -221,6 +273,7 @@ class Recorder:
         self._adopted: list[Log] = []
         # What the disk did not take; it is lost with the process. Only what was accepted without need of the disk is here.
         self._held: list[Record] = []
+        self._recent = _Recent()
         self._away = False
         self._disk_told = False
         self._wake = asyncio.Event()
@@ -279,10 +332,6 @@ class Recorder:
         # What answers a tool call finds its thread only where that is stored: what others have left goes first.
         behind = interception.correlating_tool_call_id and any(known.waiting for known in self._adopted)
         asks = not self._away and not behind
-        if asks:
-            # Before the database has it: should this process be killed, whoever adopts its log knows what to end.
-            with suppress(OSError):
-                self._append(Kind.RUNNING, interception.id)
         try:
             if not (asks and await self._stored(interception)):
                 await self._spool(interception)
@@ -296,7 +345,7 @@ class Recorder:
         """Write what can be written within a few seconds; the rest stays in the spool, for whoever adopts it."""
         if self._own:
             for interception_id in [*self._own.running]:
-                self._add(Kind.LOST, interception_id, {"ended_at": datetime.now(UTC), "metadata": LOST})
+                self._add((Kind.LOST, _lost(interception_id)))
         self._hurry.set()
         with suppress(TimeoutError):
             async with asyncio.timeout(_CLOSE_SECONDS), self._written:
@@ -316,38 +365,60 @@ class Recorder:
 
     def add(self, interception_id: UUID, children: Mapping[recording.Kind, Sequence[Mapping[str, Any]]]) -> None:
         """Record children of an interception. Neither waits nor raises."""
-        if not children:
-            return
+        if children:
+            self._add(self._of_children(interception_id, children))
+
+    def end(
+        self,
+        interception_id: UUID,
+        *,
+        ended_at: datetime,
+        metadata: Mapping[str, Any],
+        children: Mapping[recording.Kind, Sequence[Mapping[str, Any]]] | None = None,
+    ) -> None:
+        """Record the last children of an interception, and its end. Neither waits nor raises."""
+        end = Kind.END, Addition(interception_id, ended_at=ended_at, metadata=_clean(metadata))
+        self._add(*([self._of_children(interception_id, children), end] if children else [end]))
+
+    def _of_children(
+        self, interception_id: UUID, children: Mapping[recording.Kind, Sequence[Mapping[str, Any]]]
+    ) -> tuple[Kind, Addition]:
         for tool in children.get("tool_usages", ()):
             if len(self._calls) < _MOST_CALLS:
                 self._calls[tool["provider_tool_call_id"]] += 1
-        self._add(Kind.CHILDREN, interception_id, children)
-
-    def end(self, interception_id: UUID, *, ended_at: datetime, metadata: Mapping[str, Any]) -> None:
-        """Record the end of an interception. Neither waits nor raises."""
-        self._add(Kind.END, interception_id, {"ended_at": ended_at, "metadata": metadata})
+        return Kind.CHILDREN, Addition(interception_id, children=_clean(children))
 
     def _logs(self) -> list[Log]:
         return [*self._adopted, *([self._own] if self._own else [])]
 
-    def _append(self, kind: Kind, interception_id: UUID, body: bytes = b"") -> None:
+    def _append(self, said: Sequence[tuple[Kind, UUID, bytes]]) -> list[int]:
         if self._own is None:
             message = "there is no spool"
             raise OSError(message)
         before = self._own.size
-        self._own.append(kind, interception_id, body)
+        positions = self._own.append_all(said)
         self.bytes += self._own.size - before
         self._disk_told = False
         self._unsynced.set()
+        return positions
 
-    def _add(self, kind: Kind, interception_id: UUID, body: object) -> None:
-        data = _dump(body)
+    def _spooled(self, *told: tuple[Kind, Content]) -> None:
+        """Add to the spool; raises OSError."""
+        said = [(kind, _id_of(content), _dump(_told(content))) for kind, content in told]
+        positions = self._append(said)
+        at = time.time()
+        for (kind, interception_id, data), (_, content), position in zip(said, told, positions, strict=True):
+            self._recent.add(Record(kind, interception_id, at, data), content, position)
+        self._wake.set()
+
+    def _add(self, *told: tuple[Kind, Content]) -> None:
         try:
-            self._append(kind, interception_id, data)
+            self._spooled(*told)
         except OSError as problem:
             self._tell_disk(problem)
-            self._held.append(Record(kind, interception_id, time.time(), data))
-        self._wake.set()
+            at = time.time()
+            self._held += [Record(kind, _id_of(content), at, _dump(_told(content))) for kind, content in told]
+            self._wake.set()
 
     async def _stored(self, interception: Interception) -> bool:
         """Whether the database has it. Within so many seconds it is not known otherwise: it may come to have it later."""
@@ -391,8 +462,8 @@ class Recorder:
         if interception_id in self._unsettled:
             self._forsaken.add(interception_id)
             return
-        body = {"ended_at": datetime.now(UTC), "metadata": LOST}
-        asyncio.get_running_loop().call_later(_SETTLED_AFTER, self._add, Kind.LOST, interception_id, body)
+        lost = Kind.LOST, _lost(interception_id)
+        asyncio.get_running_loop().call_later(_SETTLED_AFTER, self._add, lost)
 
     async def _store_starts(self) -> None:
         """Store what is to be started, in one transaction all that came while the one before was under way."""
@@ -402,6 +473,9 @@ class Recorder:
                 batch = [(start, told) for start, told in self._starting[:_BATCH_RECORDS] if not told.done()]
                 del self._starting[:_BATCH_RECORDS]
                 self._unsettled |= {start.id for start, _ in batch}
+                # Before the database has them: should this process be killed, whoever adopts its log knows what to end.
+                with suppress(OSError):
+                    self._append([(Kind.RUNNING, start.id, b"") for start, _ in batch])
                 problem = await self._begun([start for start, _ in batch])
                 for start, told in batch:
                     # A defect of one of them is that one's alone.
@@ -435,12 +509,11 @@ class Recorder:
         return None
 
     async def _spool(self, interception: Interception) -> None:
-        data = _dump(_start_body(interception))
-        if self.bytes + len(data) > self.limit:
+        # Its size is about that of the prompt, of which the limit is to be kept; it is dumped where it is added.
+        if self.bytes + len(_dump(_told(interception))) > self.limit:
             raise errors.SpoolFull(retry_after=_FULL_AGAIN)
         try:
-            self._append(Kind.START, interception.id, data)
-            self._wake.set()
+            self._spooled((Kind.START, interception))
             if self._own:
                 await self._own.sync()
         except OSError as problem:
@@ -477,6 +550,7 @@ class Recorder:
         try:
             if self._own is None:
                 self._own = await asyncio.to_thread(self._directory.claim)
+                self._recent = _Recent()
             for adopted in await asyncio.to_thread(self._directory.adopt):
                 log.warning(
                     "took over what a lost process had to record",
@@ -535,10 +609,18 @@ class Recorder:
         """Write the next batch; False where nothing waits. What others have left goes first: it is older."""
         for known in self._logs():
             if known.waiting:
-                records, after = await asyncio.to_thread(known.read, most=_BATCH_RECORDS, most_bytes=_BATCH_BYTES)
-                await self._write(records)
-                # Where there are none, those that waited are in a part that cannot be read.
-                known.consume(after, records=len(records) or known.waiting)
+                if known is self._own and (recent := self._recent.first(_BATCH_RECORDS)):
+                    known.oldest_at = recent[0][0].at
+                    await self._write([(record, content) for record, content, _ in recent])
+                    known.consume(recent[-1][2], records=len(recent))
+                else:
+                    records, after = await asyncio.to_thread(known.read, most=_BATCH_RECORDS, most_bytes=_BATCH_BYTES)
+                    # In a thread, lest a long backlog keep those waiting who are served.
+                    await self._write(await asyncio.to_thread(_read_all, records))
+                    # Where there are none, those that waited are in a part that cannot be read.
+                    known.consume(after, records=len(records) or known.waiting)
+                if known is self._own:
+                    self._recent.written(len(recent), left=known.waiting)
                 await self._tell_written()
                 return True
             if known is not self._own and (not known.running or _is_settled(known)):
@@ -550,7 +632,7 @@ class Recorder:
         if self._held:
             # Only now that the spool is empty: these are younger.
             records = self._held[:_BATCH_RECORDS]
-            await self._write(records)
+            await self._write(await asyncio.to_thread(_read_all, records))
             del self._held[: len(records)]
             await self._tell_written()
             return True
@@ -562,16 +644,16 @@ class Recorder:
         running = sorted(lost.running)
         for first in range(0, len(running), _BATCH_RECORDS):
             batch = running[first : first + _BATCH_RECORDS]
-            await self._write([Record(Kind.LOST, interception_id, lost.last_at, body) for interception_id in batch])
+            records = [Record(Kind.LOST, interception_id, lost.last_at, body) for interception_id in batch]
+            await self._write(await asyncio.to_thread(_read_all, records))
 
-    async def _write(self, records: Sequence[Record]) -> None:
+    async def _write(self, records: Sequence[tuple[Record, Content]]) -> None:
         """Bring records to the database, in order; those that it will never take, to the dead letters."""
         works: dict[UUID, _Work] = {}
         calls: set[str] = set()
         told: list[str] = []
         buried = 0
-        # In a thread, lest a long backlog keep those waiting who are served.
-        for record, content in await asyncio.to_thread(_read_all, records):
+        for record, content in records:
             work = works.get(record.interception_id)
             answered = content.correlating_tool_call_id if isinstance(content, Interception) else None
             if answered in calls or (work and (work.end or isinstance(content, Interception))):
@@ -718,19 +800,32 @@ def _interception(beginning: Beginning) -> Interception:
     )
 
 
-def _start_body(interception: Interception) -> dict[str, Any]:
-    return {
-        "sent": interception.sent,
-        "correlating_tool_call_id": interception.correlating_tool_call_id,
-        "children": interception.children,
-    }
+def _lost(interception_id: UUID) -> Addition:
+    return Addition(interception_id, ended_at=datetime.now(UTC), metadata=LOST, only_if_running=True)
 
 
-def _read_all(records: Sequence[Record]) -> list[tuple[Record, Interception | Addition]]:
+def _id_of(content: Content) -> UUID:
+    return content.id if isinstance(content, Interception) else content.interception_id
+
+
+def _told(content: Content) -> object:
+    """The body of the record that says so."""
+    if isinstance(content, Interception):
+        return {
+            "sent": content.sent,
+            "correlating_tool_call_id": content.correlating_tool_call_id,
+            "children": content.children,
+        }
+    if content.ended_at is None:
+        return content.children
+    return {"ended_at": content.ended_at, "metadata": content.metadata}
+
+
+def _read_all(records: Sequence[Record]) -> list[tuple[Record, Content]]:
     return [(record, _read(record)) for record in records]
 
 
-def _read(record: Record) -> Interception | Addition:
+def _read(record: Record) -> Content:
     """What a record says, in the words of the store."""
     body: Any = jsontext.parse(record.body)
     if record.kind is Kind.START:
@@ -751,22 +846,30 @@ def _read(record: Record) -> Interception | Addition:
 
 
 def _dump(body: object) -> bytes:
-    return jsontext.dump(_clean(body, plain=True)).encode()
+    """JSON of what is clean, or of this program's own."""
+    return jsontext.dump(body, default=_plain).encode()
 
 
-def _clean(value: Any, *, plain: bool = False) -> Any:
-    """As PostgreSQL can hold it, and, where it is to be `plain`, in the terms of JSON."""
+def _plain(value: object) -> str:
+    if isinstance(value, UUID):
+        return str(value)
+    if isinstance(value, datetime):
+        return instants.format(value)
+    message = f"a {type(value).__name__} is not JSON"
+    raise TypeError(message)
+
+
+def _clean(value: Any) -> Any:
+    """As PostgreSQL can hold it."""
     if isinstance(value, str):
         return jsontext.cleaned(value)
     if isinstance(value, Mapping):
-        return {jsontext.cleaned(name): _clean(member, plain=plain) for name, member in value.items()}
+        return {jsontext.cleaned(name): _clean(member) for name, member in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_clean(member, plain=plain) for member in value]
+        return [_clean(member) for member in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    if plain and isinstance(value, UUID):
-        return str(value)
-    return instants.format(value) if plain and isinstance(value, datetime) else value
+    return value
 
 
 _IDS: Final = frozenset({"id", "interception_id", "initiator_id"})

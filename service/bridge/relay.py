@@ -347,8 +347,7 @@ class _Served:
     def end(self, running: Running) -> None:
         """Record the end, and count."""
         observed, metrics = self.observed, self.bridge.metrics
-        running.observe(observed)
-        running.end(status=self._status, detail=self._answered | self._detail)
+        running.end(status=self._status, detail=self._answered | self._detail, observed=observed)
         names = self._instance, self.bridge.models.label(self._model)
         metrics.interceptions.labels(*names, self._status, self._route, self._client).inc()
         metrics.interceptions_duration.labels(*names).observe(time.perf_counter() - self._began)
