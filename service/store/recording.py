@@ -293,11 +293,11 @@ async def add_batch(connection: Connection, *, additions: Sequence[Addition]) ->
 async def _end_all(connection: Connection, ends: Mapping[UUID, tuple[datetime, Mapping[str, Any]]]) -> None:
     if not ends:
         return
-    await connection.rows(
-        "recording/end_interceptions", ids=list(ends), ended_at=[ended_at for ended_at, _ in ends.values()]
-    )
-    await _merge_metadata(
-        connection, {interception_id: jsontext.dump(metadata) for interception_id, (_, metadata) in ends.items()}
+    await connection.run(
+        "recording/finish_interceptions",
+        ids=list(ends),
+        ended_at=[ended_at for ended_at, _ in ends.values()],
+        metadata=[jsontext.dump(metadata) for _, metadata in ends.values()],
     )
 
 
