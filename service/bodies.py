@@ -56,8 +56,11 @@ async def read_chunks(request: web.Request, *, patience: float | None = None) ->
     """
     try:
         while True:
-            async with asyncio.timeout(patience):
+            if patience is None:
                 chunk = await request.content.readany()
+            else:
+                async with asyncio.timeout(patience):
+                    chunk = await request.content.readany()
             if not chunk:
                 return
             yield chunk

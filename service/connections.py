@@ -119,6 +119,9 @@ class Connection(web.RequestHandler):
         """Send an answer, to a client that takes it in time."""
         body = resp.body if isinstance(resp, web.Response) else None
         size = len(body) if isinstance(body, bytes) else 0
+        if not body and self._wire and not self.writing_paused and not self._wire.get_write_buffer_size():
+            # The end of a stream, with nothing before it that has yet to be taken: there is no wait to be bounded.
+            return await super().finish_response(request, resp, start_time)
         share = self._bounds.held.share()
         if size > SMALL:
             share.keep(size)

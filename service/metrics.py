@@ -12,7 +12,7 @@ import os
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar, cast
 
 from prometheus_client import (
     CollectorRegistry,
@@ -32,6 +32,9 @@ _STATEMENT_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 2.5, 
 # The others are added up.
 _PROCESS_MODES = {"process_start_time_seconds": "livemax"}
 _SAMPLE_SECONDS = 1.0
+
+
+M = TypeVar("M", Counter, Gauge, Histogram)
 
 
 class Pool(Protocol):
@@ -63,6 +66,7 @@ class Metrics:
 
     def __init__(self, *, pool_size: int, folder: Path | None = None) -> None:
         self.registry = CollectorRegistry()
+        self._children: dict[tuple[object, ...], Counter | Gauge | Histogram] = {}
         self._folder = folder
         self._pool: Pool | None = None
         self._unsealed_since: datetime | None = None
@@ -290,13 +294,20 @@ class Metrics:
             multiprocess_mode="livemax",
         )
 
+    def of(self, metric: M, *values: object) -> M:
+        """As `metric.labels(*values)`, which takes five times as long; for a metric of which nothing is ever removed."""
+        child = self._children.get((metric, *values))
+        if child is None:
+            child = self._children[(metric, *values)] = metric.labels(*values)
+        return cast("M", child)
+
     def watch(self, pool: Pool) -> None:
         """Tell from now on how many of its connections are in use."""
         self._pool = pool
 
     def ran(self, statement: str, seconds: float) -> None:
         """A statement took so long."""
-        self.statements.labels(statement).observe(seconds)
+        self.of(self.statements, statement).observe(seconds)
 
     def waited(self, seconds: float) -> None:
         """A unit of work waited so long for its connection."""

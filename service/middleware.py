@@ -80,8 +80,8 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
         if span is not None:
             span.answered(response.status)
         metrics = request.app[METRICS]
-        metrics.requests.labels(route, method, response.status).inc()
-        metrics.duration.labels(route, method).observe(took)
+        metrics.of(metrics.requests, route, method, response.status).inc()
+        metrics.of(metrics.duration, route, method).observe(took)
         who = request.get(CALLER)
         access.info(
             "request",
@@ -147,10 +147,12 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
             raise errors.MalformedRequest("The only transfer encoding is chunked.")
         if request.method == "CONNECT":
             raise errors.MalformedRequest("There are no tunnels here.")
+        if limit is None:
+            return _bounded(request, await handler(request))
         async with asyncio.timeout(limit) as bound:
             return _bounded(request, await handler(request))
     except TimeoutError:
-        if not bound.expired():
+        if limit is None or not bound.expired():
             raise
         refusal, headers = _late(request), dict[str, str]()
     except errors.Refusal as problem:

@@ -9,6 +9,7 @@ import exchanges
 import pytest
 from exchanges import named
 
+from service.bridge import sse
 from service.bridge.protocols import BY_NAME, Observed, Thought, ToolCall, Usage
 
 MESSAGES = BY_NAME["anthropic-messages"]
@@ -125,6 +126,16 @@ def test_a_stream_whose_input_is_told_at_its_end() -> None:
     """As some other servers of this protocol do."""
     start = {"type": "message_start", "message": {"id": "x", "usage": {"input_tokens": 0, "output_tokens": 0}}}
     assert streamed(start, delta(input_tokens=7, output_tokens=5), STOP).usage == Usage(input_tokens=7, output_tokens=5)
+
+
+def test_text_is_passed_over_and_what_only_looks_like_it_is_not() -> None:
+    like = '{"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "'
+    deltas = [{"type": "thinking_delta", "thinking": part} for part in ("text_delta", like, "")]
+    thinking = [{"type": "content_block_delta", "index": 0, "delta": delta} for delta in deltas]
+    reader = MESSAGES.reader(MESSAGES.read(b'{"model": "m"}'))
+    for event in sse.Decoder(1_000).feed(named(START, THINKING[0], *thinking, THINKING[-1], *TEXT)):
+        assert reader.event(event)
+    assert reader.observed.thoughts == [Thought(f"text_delta{like}", {"source": "thinking"})]
 
 
 def test_calls_whose_blocks_interleave() -> None:

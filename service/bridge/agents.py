@@ -23,10 +23,10 @@ class _Agent:
     header: str | None = None
     session_headers: tuple[str, ...] = ()  # the first that is there
 
-    def sent(self, headers: Mapping[str, str]) -> bool:
-        if self.user_agent and headers.get("User-Agent", "").lower().startswith(self.user_agent):
+    def sent(self, headers: Mapping[str, str], *, user_agent: str, originator: str | None) -> bool:
+        if self.user_agent and user_agent.startswith(self.user_agent):
             return True
-        if self.originator and headers.get("originator", "").lower() == self.originator:
+        if originator is not None and originator == self.originator:
             return True
         return self.header is not None and self.header in headers
 
@@ -72,4 +72,6 @@ def session_of(headers: Mapping[str, str], body: str | None) -> str | None:
 
 
 def _agent_of(headers: Mapping[str, str]) -> _Agent | None:
-    return next((agent for agent in _AGENTS if agent.sent(headers)), None)
+    user_agent, originator = headers.get("User-Agent", "").lower(), headers.get("originator")
+    told = originator.lower() if originator else None
+    return next((agent for agent in _AGENTS if agent.sent(headers, user_agent=user_agent, originator=told)), None)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import itertools
+import json
 import math
 import time
 import uuid
@@ -217,6 +218,10 @@ class _Work:
         return replace(self.end, children=self.children, only_if_running=self.end.only_if_running and not self.children)
 
 
+class _GivenUp(Exception):
+    """Whether the database has what was to be stored is not known."""
+
+
 class _Recent:
     """What waits in this process's log, in memory as well as long as it is not much: so it need not be read from disk.
 
@@ -283,6 +288,10 @@ class Recorder:
         self._calls: Counter[str] = Counter()
         self._tasks: list[asyncio.Task[None]] = []
         self._starting: list[tuple[Interception, asyncio.Future[Exception | None]]] = []
+        # Who waits for the database, and until when.
+        self._awaited: dict[asyncio.Future[Exception | None], float] = {}
+        self._patience: asyncio.TimerHandle | None = None
+        self._patient_until = 0.0
         self._storing: asyncio.Task[None] | None = None
         self._unsettled: set[UUID] = set()
         self._forsaken: set[UUID] = set()
@@ -350,6 +359,8 @@ class Recorder:
         with suppress(TimeoutError):
             async with asyncio.timeout(_CLOSE_SECONDS), self._written:
                 await self._written.wait_for(lambda: self._away or not self.depth)
+        if self._patience is not None:
+            self._patience.cancel()
         for task in (*self._tasks, *self._stores):
             task.cancel()
         await asyncio.gather(*self._tasks, *self._stores, return_exceptions=True)
@@ -435,27 +446,50 @@ class Recorder:
                 return False
         told: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
         self._starting.append((interception, told))
+        self._awaited[told] = deadline
         if self._storing is None:
             self._storing = asyncio.create_task(self._store_starts())
             self._stores.add(self._storing)
             self._storing.add_done_callback(self._stores.discard)
+        self._be_patient(deadline)
         try:
-            await asyncio.wait({told}, timeout=max(0.0, deadline - time.monotonic()))
-            if not told.done():
-                self._went_away()
-                # What it still has to do, such as to cancel a statement, nobody waits for.
-                if self._storing is not None:
-                    self._storing.cancel()
-                    self._storing = None
-                return False
+            problem = await told
         finally:
-            told.cancel()
-        problem = None if told.cancelled() else told.result()
+            del self._awaited[told]
         if isinstance(problem, errors.DatabaseUnavailable):
             self._went_away()
-        elif problem and not isinstance(problem, errors.Refusal):
+        elif problem and not isinstance(problem, (errors.Refusal, _GivenUp)):
             raise problem
-        return not told.cancelled() and problem is None
+        return problem is None
+
+    def _be_patient(self, deadline: float) -> None:
+        """Look at that time who still waits, if not sooner. One timer is enough for them all."""
+        if self._patience is not None:
+            if self._patient_until <= deadline:
+                return
+            self._patience.cancel()
+        self._patient_until = deadline
+        left = max(0.0, deadline - time.monotonic())
+        self._patience = asyncio.get_running_loop().call_later(left, self._lose_patience)
+
+    def _lose_patience(self) -> None:
+        """Where somebody has waited too long, all who wait make do with the spool."""
+        self._patience = None
+        deadlines = [deadline for told, deadline in self._awaited.items() if not told.done()]
+        if not deadlines:
+            return
+        if time.monotonic() < min(deadlines):
+            self._be_patient(min(deadlines))
+            return
+        self._went_away()
+        # What it still has to do, such as to cancel a statement, nobody waits for.
+        if self._storing is not None:
+            self._storing.cancel()
+            self._storing = None
+        self._starting.clear()
+        for told in self._awaited:
+            if not told.done():
+                told.set_result(_GivenUp())
 
     def _forsake(self, interception_id: UUID) -> None:
         """End what may have come to be stored, or may yet be, although nobody serves it: once that is settled."""
@@ -487,7 +521,8 @@ class Recorder:
         finally:
             self._settle(batch)
             for _, told in batch:
-                told.cancel()
+                if not told.done():
+                    told.set_result(_GivenUp())
             if self._storing is asyncio.current_task():
                 self._storing = None
 
@@ -847,27 +882,36 @@ def _read(record: Record) -> Content:
 
 def _dump(body: object) -> bytes:
     """JSON of what is clean, or of this program's own."""
-    return jsontext.dump(body, default=_plain).encode()
+    try:
+        return _ENCODER.encode(body).encode()
+    except TypeError:
+        return jsontext.dump(body, default=_plain).encode()  # a Decimal is not for Python's own, which is faster
 
 
 def _plain(value: object) -> str:
     if isinstance(value, UUID):
         return str(value)
     if isinstance(value, datetime):
-        return instants.format(value)
+        return instants.format(value) if value.tzinfo is not UTC else value.isoformat()[:-6] + "Z"
     message = f"a {type(value).__name__} is not JSON"
     raise TypeError(message)
 
 
+_ENCODER: Final = json.JSONEncoder(
+    ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":"), default=_plain
+)
+
+
 def _clean(value: Any) -> Any:
     """As PostgreSQL can hold it."""
-    if isinstance(value, str):
+    kind = type(value)
+    if kind is str:
         return jsontext.cleaned(value)
-    if isinstance(value, Mapping):
+    if kind is dict:
         return {jsontext.cleaned(name): _clean(member) for name, member in value.items()}
-    if isinstance(value, (list, tuple)):
+    if kind is list or kind is tuple:
         return [_clean(member) for member in value]
-    if isinstance(value, float) and not math.isfinite(value):
+    if kind is float and not math.isfinite(value):
         return None
     return value
 

@@ -10,7 +10,7 @@ import time
 import unicodedata
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -102,7 +102,7 @@ async def serve_recorded(request: web.Request, *, instance: Instance, protocol: 
         served = _Served(bridge, beginning, call, protocol, question=question, key=key)
         # A body is not kept for as long as the answer streams.
         del body, question
-        with bridge.metrics.interceptions_inflight.labels(instance.name, protocol.path).track_inprogress():
+        with bridge.metrics.of(bridge.metrics.interceptions_inflight, instance.name, protocol.path).track_inprogress():
             running = await bridge.recorder.start(beginning)
             try:
                 return await _relayed(request, call, served, running)
@@ -126,7 +126,7 @@ async def serve_through(request: web.Request, *, instance: Instance, path: str) 
     answer, status = None, "none"
     with _slot(bridge, instance):
         try:
-            async with while_client_stays(request):
+            with while_client_stays(request):
                 answer = await _ask(request, bridge, call, name=str(uuid.uuid4()), key=key)
                 status = str(answer.response.status)
                 return await relay(request, answer, None)
@@ -143,7 +143,7 @@ async def serve_through(request: web.Request, *, instance: Instance, path: str) 
 async def _relayed(request: web.Request, call: Call, served: _Served, running: Running) -> web.StreamResponse:
     answer = None
     try:
-        async with while_client_stays(request):
+        with while_client_stays(request):
             answer = await _ask(request, served.bridge, call, name=str(running.id), key=served.key)
             served.answered(answer)
             served.reading.observe = lambda: running.observe(served.observed)
@@ -205,7 +205,8 @@ async def _read_body(request: web.Request, bridge: Bridge) -> bytes:
         return b""
     collected = bytearray()
     try:
-        async with asyncio.timeout(bridge.settings.request_timeout):
+        # What has come whole needs no timer.
+        async with nullcontext() if request.content.is_eof() else asyncio.timeout(bridge.settings.request_timeout):
             async for chunk in read_chunks(request):
                 collected += chunk
                 if len(collected) > most:
@@ -349,17 +350,18 @@ class _Served:
         observed, metrics = self.observed, self.bridge.metrics
         running.end(status=self._status, detail=self._answered | self._detail, observed=observed)
         names = self._instance, self.bridge.models.label(self._model)
-        metrics.interceptions.labels(*names, self._status, self._route, self._client).inc()
-        metrics.interceptions_duration.labels(*names).observe(time.perf_counter() - self._began)
+        of = metrics.of
+        of(metrics.interceptions, *names, self._status, self._route, self._client).inc()
+        of(metrics.interceptions_duration, *names).observe(time.perf_counter() - self._began)
         if self._prompted:
-            metrics.prompts.labels(*names).inc()
+            of(metrics.prompts, *names).inc()
         if observed.tools:
-            metrics.tool_calls.labels(*names).inc(len(observed.tools))
+            of(metrics.tool_calls, *names).inc(len(observed.tools))
         if usage := observed.usage:
-            metrics.tokens.labels(*names, "input").inc(usage.input_tokens)
-            metrics.tokens.labels(*names, "output").inc(usage.output_tokens)
-            metrics.tokens.labels(*names, "cache_read").inc(usage.cache_read_input_tokens)
-            metrics.tokens.labels(*names, "cache_write").inc(usage.cache_write_input_tokens)
+            of(metrics.tokens, *names, "input").inc(usage.input_tokens)
+            of(metrics.tokens, *names, "output").inc(usage.output_tokens)
+            of(metrics.tokens, *names, "cache_read").inc(usage.cache_read_input_tokens)
+            of(metrics.tokens, *names, "cache_write").inc(usage.cache_write_input_tokens)
 
     def _plain(self, text: str) -> str:
         return self.key.mask(jsontext.cleaned(text))[:_LONGEST_DETAIL]

@@ -97,6 +97,7 @@ class Log:
         self._descriptor: int | None = None
         self._rotated: list[int] = []
         self._synced = self._failed = 0
+        self._unnamed = False  # a file's name is not known to be on disk
         self._syncing = asyncio.Lock()
         self._segments = self._found()
         self._survey()
@@ -142,9 +143,12 @@ class Log:
                 return
             upto, rotated, current = self.end, self._rotated, self._descriptor
             self._rotated = []
+            folder = self.folder if self._unnamed else None
+            self._unnamed = False
             try:
-                await asyncio.to_thread(_sync, [*rotated, current], self.folder)
+                await asyncio.to_thread(_sync, [*rotated, current], folder)
             except OSError:
+                self._unnamed = self._unnamed or folder is not None
                 # The kernel tells of a failure once, and then takes the pages for clean: what follows goes elsewhere.
                 self._failed = upto
                 if self._descriptor == current:
@@ -234,6 +238,7 @@ class Log:
         path = self.folder / f"{base:0{_NAME_DIGITS}}.log"
         descriptor = os.open(path, os.O_CREAT | os.O_TRUNC | os.O_RDWR | os.O_CLOEXEC, 0o600)
         before, self._descriptor = self._descriptor, descriptor
+        self._unnamed = True
         self._segments.append(_Segment(path, base, 0))
         at = self.last_at
         heads = [_frame(Kind.RUNNING, running, at) for running in self.running]
@@ -405,10 +410,12 @@ def _records(segment: _Segment, offset: int, limit: int) -> Iterator[tuple[Recor
             offset = after
 
 
-def _sync(descriptors: list[int], folder: Path) -> None:
+def _sync(descriptors: list[int], folder: Path | None) -> None:
+    """Wait for the disk to have these files, and the names in a folder."""
     for descriptor in descriptors:
         os.fsync(descriptor)
-    # The names of new files, too.
+    if folder is None:
+        return
     directory = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(directory)

@@ -11,6 +11,8 @@ _BOM: Final = b"\xef\xbb\xbf"
 # A line end, then another: an event's last line and the blank one. Atomic, for CRLF is never two line ends.
 _END: Final = re.compile(rb"(?>\r\n|\r|\n)(?>\r\n|\r|\n)")
 _LONGEST_END: Final = 4
+# Nearly all events: read without the loop over their lines.
+_USUAL: Final = re.compile(rb"(?:event: ([^\r\n]+)\n)?data: ([^\r\n]*)\n\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,17 @@ class Decoder:
 
     def feed(self, chunk: bytes) -> Iterator[Event]:
         """The events that end in this chunk; what goes on stays here. To be read to its end before the next call."""
+        if not self._buffer and not self._given_up:
+            start = 0
+            for ending in _END.finditer(chunk):
+                end = ending.end()
+                if end == len(chunk) and chunk.endswith(b"\r\n\r"):
+                    break
+                yield self._event(chunk[start:end])
+                start = end
+            chunk = chunk[start:]
+            if not chunk:
+                return
         buffer = self._buffer
         buffer += chunk
         while found := _END.search(buffer, self._seen):
@@ -63,7 +76,9 @@ class Decoder:
             yield Event("message", None, self._take(len(self._buffer)))
 
     def _cut(self, end: int) -> Event:
-        raw = self._take(end)
+        return self._event(self._take(end))
+
+    def _event(self, raw: bytes) -> Event:
         whole = not self._given_up and len(raw) <= self._most_bytes
         self._given_up = False
         name, data = _parse(raw.removeprefix(_BOM) if self._first else raw) if whole else ("message", None)
@@ -82,6 +97,8 @@ class Decoder:
 
 
 def _parse(raw: bytes) -> tuple[str, str | None]:
+    if usual := _USUAL.fullmatch(raw):
+        return (usual[1] or b"message").decode(errors="replace"), usual[2].decode(errors="replace")
     name, lines = "", []
     text = raw.decode(errors="replace")
     if "\r" in text:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -22,6 +23,10 @@ _ERROR_TYPES: Final = {
     529: "overloaded_error",
 }
 _MOST_COUNTERS: Final = 256
+# Most events of a stream: more of the model's text, of which nothing is recorded. It is relayed without being parsed.
+_OUTPUT: Final = re.compile(
+    r'\{"type": ?"content_block_delta", ?"index": ?[0-9]+, ?"delta": ?\{"type": ?"text_delta", ?"text": ?"'
+)
 _COLUMNS: Final = {
     "input_tokens": "input_tokens",
     "output_tokens": "output_tokens",
@@ -94,6 +99,8 @@ class _Reader:
         self._usage: dict[str, Any] = {}
 
     def event(self, event: sse.Event) -> bool:
+        if event.data and _OUTPUT.match(event.data):
+            return True
         members = reading.event(event.data)
         match members.get("type"):
             case "message_start":
