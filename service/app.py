@@ -16,9 +16,9 @@ from service import db, middleware, openapi, routes, statements, tracing
 from service.auth import Authenticator
 from service.bridge import providers
 from service.bridge.recorder import RECORDER, Recorder
-from service.bridge.relay import BRIDGE, Bridge, Models
 from service.bridge.request_log import RequestLog
 from service.bridge.routes import doors
+from service.bridge.serving import BRIDGE, Bridge, Models
 from service.bridge.upstream import Breaker, Upstream
 from service.context import (
     AUTHENTICATOR,

@@ -18,7 +18,8 @@ from conftest import SETTINGS
 
 from service import db, statements
 from service.bridge.protocols import Observed, Thought, ToolCall, Usage
-from service.bridge.recorder import Beginning, Recorder, Running
+from service.bridge.recorder import Recorder
+from service.bridge.running import Beginning, Running
 from service.metrics import Metrics
 
 AT_ONCE = 50

@@ -27,7 +27,8 @@ from faults import Postgres, Wire, cleaned, socket_of, through, until
 from service import db, errors, migrations, statements
 from service.bridge import recorder as recording
 from service.bridge.protocols import Observed, Thought, ToolCall, Usage
-from service.bridge.recorder import Recorder, Running
+from service.bridge.recorder import Recorder
+from service.bridge.running import Running, interception_of
 from service.bridge.spool import Kind, Log
 from service.metrics import Metrics
 from service.settings import Settings
@@ -178,7 +179,7 @@ async def test_of_starts_at_once_one_that_cannot_be_stored_keeps_no_other(record
 
 
 async def test_a_start_that_is_stored_already_is_compared(recorder: Recorder, sql: Sql) -> None:
-    one, other = recording._interception(beginning(1)), recording._interception(beginning(2, prompt=None))
+    one, other = interception_of(beginning(1)), interception_of(beginning(2, prompt=None))
     for _ in range(2):
         assert await recorder._begun([one, other]) is None
     changed = replace(one, sent={**one.sent, "model": "another"})

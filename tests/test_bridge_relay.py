@@ -493,7 +493,7 @@ async def test_a_defect_is_told_in_the_providers_shape_and_ends_the_record(
     async def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("service.bridge.relay._ask", broken)
+    monkeypatch.setattr("service.bridge.serving._ask", broken)
     async with bridge.ask(CHAT, "m") as response:
         assert response.status == 500
         assert (await response.json())["error"]["type"] == "server_error"

@@ -14,23 +14,21 @@ from __future__ import annotations
 import asyncio
 import functools
 import itertools
-import json
-import math
 import time
-import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import UUID
 
 import structlog
 from aiohttp import web
 
-from service import errors, instants, jsontext
-from service.bridge.protocols import Observed
+from service import errors, jsontext
+from service.bridge.records import LOST, Content, body_of, clean, dump, id_of, lost_now, read_all
+from service.bridge.running import Beginning, Running, interception_of
 from service.bridge.spool import Directory, Kind, Log, Record
 from service.context import Backlog
 from service.db import Connection, Database
@@ -60,136 +58,6 @@ _SEGMENT_BYTES: Final = 8 * 1024 * 1024
 _CLOSE_SECONDS: Final = 5.0
 _MOST_CALLS: Final = 100_000
 _FULL_AGAIN: Final = 5
-
-_MOST_NAME: Final = 512
-_MOST_CLIENT: Final = 64
-_MOST_SESSION: Final = 256
-_MICROSECOND: Final = timedelta(microseconds=1)
-
-Children = dict[recording.Kind, list[dict[str, Any]]]
-
-LOST: Final = {"status": "failed", "error_type": "bridge_lost"}
-"""How an interception ends whose bridge was lost before the answer was."""
-
-
-@dataclass(frozen=True, slots=True)
-class Beginning:
-    """A request that is about to go upstream."""
-
-    initiator_id: UUID
-    token_id: str
-    provider: str
-    provider_name: str
-    model: str
-    client: str
-    session_id: str | None
-    answers_tool_call: str | None
-    prompt: str | None
-    metadata: dict[str, Any]
-    started_at: datetime
-
-
-class Running:
-    """An interception that is being served. Nothing here waits or raises; what comes after the end is left out."""
-
-    def __init__(self, recorder: Recorder, interception_id: UUID, started_at: datetime) -> None:
-        self.id = interception_id
-        self._recorder = recorder
-        self._latest = started_at
-        self._observed = Observed()
-        self._tools = 0
-        self._thoughts = 0
-        self._usage_told = False
-        self._ended = False
-
-    def observe(self, observed: Observed) -> None:
-        """Record what is new of what an answer used, so far; to be called once for an answer, or as often as one likes.
-
-        Its usage is recorded once: when the answer is complete, when another answer comes, or at the end.
-        """
-        if self._ended:
-            return
-        children: Children = {}
-        self._look_at(observed, children)
-        self._tell_new(children)
-        if observed.complete:
-            self._tell_usage(children)
-        if children:
-            self._recorder.add(self.id, children)
-
-    def end(self, *, status: str, detail: dict[str, Any], observed: Observed | None = None) -> None:
-        """End it now: `status` (completed, failed, cancelled) and the members of `detail` go into its metadata.
-
-        What is new of `observed` is recorded with it.
-        """
-        if self._ended:
-            return
-        self._ended = True
-        children: Children = {}
-        if observed is not None:
-            self._look_at(observed, children)
-        self._tell_new(children)
-        self._tell_usage(children)
-        self._recorder.end(self.id, ended_at=self._now(), metadata=detail | {"status": status}, children=children)
-
-    def _look_at(self, observed: Observed, children: Children) -> None:
-        if observed is not self._observed:
-            self._tell_usage(children)
-            self._observed = observed
-            self._tools = self._thoughts = 0
-            self._usage_told = False
-
-    def _tell_new(self, children: Children) -> None:
-        seen = self._observed
-        for tool in seen.tools[self._tools :]:
-            children.setdefault("tool_usages", []).append(
-                self._child()
-                | {
-                    "id": uuid.uuid4(),
-                    "provider_response_id": seen.response_id,
-                    "provider_tool_call_id": tool.call_id[:_MOST_NAME],
-                    "server_url": tool.server_url,
-                    "tool": tool.tool,
-                    "input": tool.input,
-                    "injected": tool.injected,
-                    "metadata": tool.metadata,
-                }
-            )
-        for thought in seen.thoughts[self._thoughts :]:
-            children.setdefault("model_thoughts", []).append(
-                self._child() | {"content": thought.content, "metadata": thought.metadata}
-            )
-        self._tools, self._thoughts = len(seen.tools), len(seen.thoughts)
-
-    def _tell_usage(self, children: Children) -> None:
-        usage = self._observed.usage
-        if usage is None or self._usage_told:
-            return
-        self._usage_told = True
-        children.setdefault("token_usages", []).append(
-            self._child()
-            | {
-                "id": uuid.uuid4(),
-                "provider_response_id": self._observed.response_id,
-                "input_tokens": usage.input_tokens,
-                "output_tokens": usage.output_tokens,
-                "cache_read_input_tokens": usage.cache_read_input_tokens,
-                "cache_write_input_tokens": usage.cache_write_input_tokens,
-                "metadata": usage.metadata,
-            }
-        )
-
-    def _child(self) -> dict[str, Any]:
-        return {"interception_id": self.id, "created_at": self._now()}
-
-    def _now(self) -> datetime:
-        """Later than any instant before, so that children keep their order and equal thoughts stay two."""
-        self._latest = max(datetime.now(UTC), self._latest + _MICROSECOND)
-        return self._latest
-
-
-# What a record says, in the words of the store.
-Content = Interception | Addition
 
 
 @dataclass(slots=True)
@@ -337,7 +205,7 @@ class Recorder:
 
         Raises SpoolFull or RecordingUnavailable where neither takes it: then nothing may go upstream.
         """
-        interception = _interception(beginning)
+        interception = interception_of(beginning)
         # What answers a tool call finds its thread only where that is stored: what others have left goes first.
         behind = interception.correlating_tool_call_id and any(known.waiting for known in self._adopted)
         asks = not self._away and not behind
@@ -354,7 +222,7 @@ class Recorder:
         """Write what can be written within a few seconds; the rest stays in the spool, for whoever adopts it."""
         if self._own:
             for interception_id in [*self._own.running]:
-                self._add((Kind.LOST, _lost(interception_id)))
+                self._add((Kind.LOST, lost_now(interception_id)))
         self._hurry.set()
         with suppress(TimeoutError):
             async with asyncio.timeout(_CLOSE_SECONDS), self._written:
@@ -388,7 +256,7 @@ class Recorder:
         children: Mapping[recording.Kind, Sequence[Mapping[str, Any]]] | None = None,
     ) -> None:
         """Record the last children of an interception, and its end. Neither waits nor raises."""
-        end = Kind.END, Addition(interception_id, ended_at=ended_at, metadata=_clean(metadata))
+        end = Kind.END, Addition(interception_id, ended_at=ended_at, metadata=clean(metadata))
         self._add(*([self._of_children(interception_id, children), end] if children else [end]))
 
     def _of_children(
@@ -397,7 +265,7 @@ class Recorder:
         for tool in children.get("tool_usages", ()):
             if len(self._calls) < _MOST_CALLS:
                 self._calls[tool["provider_tool_call_id"]] += 1
-        return Kind.CHILDREN, Addition(interception_id, children=_clean(children))
+        return Kind.CHILDREN, Addition(interception_id, children=clean(children))
 
     def _logs(self) -> list[Log]:
         return [*self._adopted, *([self._own] if self._own else [])]
@@ -415,7 +283,7 @@ class Recorder:
 
     def _spooled(self, *told: tuple[Kind, Content]) -> None:
         """Add to the spool; raises OSError."""
-        said = [(kind, _id_of(content), _dump(_told(content))) for kind, content in told]
+        said = [(kind, id_of(content), body_of(content)) for kind, content in told]
         positions = self._append(said)
         at = time.time()
         for (kind, interception_id, data), (_, content), position in zip(said, told, positions, strict=True):
@@ -428,7 +296,7 @@ class Recorder:
         except OSError as problem:
             self._tell_disk(problem)
             at = time.time()
-            self._held += [Record(kind, _id_of(content), at, _dump(_told(content))) for kind, content in told]
+            self._held += [Record(kind, id_of(content), at, body_of(content)) for kind, content in told]
             self._wake.set()
 
     async def _stored(self, interception: Interception) -> bool:
@@ -496,7 +364,7 @@ class Recorder:
         if interception_id in self._unsettled:
             self._forsaken.add(interception_id)
             return
-        lost = Kind.LOST, _lost(interception_id)
+        lost = Kind.LOST, lost_now(interception_id)
         asyncio.get_running_loop().call_later(_SETTLED_AFTER, self._add, lost)
 
     async def _store_starts(self) -> None:
@@ -545,7 +413,7 @@ class Recorder:
 
     async def _spool(self, interception: Interception) -> None:
         # Its size is about that of the prompt, of which the limit is to be kept; it is dumped where it is added.
-        if self.bytes + len(_dump(_told(interception))) > self.limit:
+        if self.bytes + len(body_of(interception)) > self.limit:
             raise errors.SpoolFull(retry_after=_FULL_AGAIN)
         try:
             self._spooled((Kind.START, interception))
@@ -651,7 +519,7 @@ class Recorder:
                 else:
                     records, after = await asyncio.to_thread(known.read, most=_BATCH_RECORDS, most_bytes=_BATCH_BYTES)
                     # In a thread, lest a long backlog keep those waiting who are served.
-                    await self._write(await asyncio.to_thread(_read_all, records))
+                    await self._write(await asyncio.to_thread(read_all, records))
                     # Where there are none, those that waited are in a part that cannot be read.
                     known.consume(after, records=len(records) or known.waiting)
                 if known is self._own:
@@ -667,7 +535,7 @@ class Recorder:
         if self._held:
             # Only now that the spool is empty: these are younger.
             records = self._held[:_BATCH_RECORDS]
-            await self._write(await asyncio.to_thread(_read_all, records))
+            await self._write(await asyncio.to_thread(read_all, records))
             del self._held[: len(records)]
             await self._tell_written()
             return True
@@ -675,12 +543,12 @@ class Recorder:
 
     async def _end_lost(self, lost: Log) -> None:
         """End what a process that is gone was serving: when it gave its last sign of life."""
-        body = _dump({"ended_at": datetime.fromtimestamp(lost.last_at, UTC), "metadata": LOST})
+        body = dump({"ended_at": datetime.fromtimestamp(lost.last_at, UTC), "metadata": LOST})
         running = sorted(lost.running)
         for first in range(0, len(running), _BATCH_RECORDS):
             batch = running[first : first + _BATCH_RECORDS]
             records = [Record(Kind.LOST, interception_id, lost.last_at, body) for interception_id in batch]
-            await self._write(await asyncio.to_thread(_read_all, records))
+            await self._write(await asyncio.to_thread(read_all, records))
 
     async def _write(self, records: Sequence[tuple[Record, Content]]) -> None:
         """Bring records to the database, in order; those that it will never take, to the dead letters."""
@@ -750,7 +618,7 @@ class Recorder:
                 "validations": [{"field": wrong.field, "detail": wrong.detail} for wrong in validations],
                 "record": jsontext.parse(record.body),
             }
-            await asyncio.to_thread(self._directory.bury, _dump(letter))
+            await asyncio.to_thread(self._directory.bury, dump(letter))
             log.error(
                 "a record went to the dead letters",
                 interception_id=str(record.interception_id),
@@ -796,132 +664,3 @@ async def _store(connection: Connection, *, works: Mapping[UUID, _Work]) -> None
                 await store()
             except Conflicting as conflicting:
                 raise _Refused({ids[position]: refusal for position, refusal in conflicting.refusals.items()}) from None
-
-
-def _interception(beginning: Beginning) -> Interception:
-    interception_id = uuid.uuid4()
-    answers = beginning.answers_tool_call
-    sent = {
-        "id": interception_id,
-        "initiator_id": beginning.initiator_id,
-        "api_key_id": beginning.token_id,
-        "provider": beginning.provider,
-        "provider_name": beginning.provider_name,
-        "model": beginning.model[:_MOST_NAME],
-        "client": beginning.client[:_MOST_CLIENT],
-        "metadata": beginning.metadata,
-        "started_at": beginning.started_at,
-        "client_session_id": beginning.session_id[:_MOST_SESSION] if beginning.session_id else None,
-    }
-    prompts = (
-        []
-        if beginning.prompt is None
-        else [
-            {
-                "id": recording.child_id(interception_id, kind="user_prompts", position=0),
-                "interception_id": interception_id,
-                # It is recorded before there is an answer.
-                "provider_response_id": "",
-                "prompt": beginning.prompt,
-                "metadata": {},
-                "created_at": beginning.started_at,
-            }
-        ]
-    )
-    return Interception(
-        sent=_clean(sent),
-        correlating_tool_call_id=_clean(answers[:_MOST_NAME]) if answers else None,
-        children=_clean({"user_prompts": prompts}),
-    )
-
-
-def _lost(interception_id: UUID) -> Addition:
-    return Addition(interception_id, ended_at=datetime.now(UTC), metadata=LOST, only_if_running=True)
-
-
-def _id_of(content: Content) -> UUID:
-    return content.id if isinstance(content, Interception) else content.interception_id
-
-
-def _told(content: Content) -> object:
-    """The body of the record that says so."""
-    if isinstance(content, Interception):
-        return {
-            "sent": content.sent,
-            "correlating_tool_call_id": content.correlating_tool_call_id,
-            "children": content.children,
-        }
-    if content.ended_at is None:
-        return content.children
-    return {"ended_at": content.ended_at, "metadata": content.metadata}
-
-
-def _read_all(records: Sequence[Record]) -> list[tuple[Record, Content]]:
-    return [(record, _read(record)) for record in records]
-
-
-def _read(record: Record) -> Content:
-    """What a record says, in the words of the store."""
-    body: Any = jsontext.parse(record.body)
-    if record.kind is Kind.START:
-        return Interception(
-            sent=_restored(body["sent"]),
-            correlating_tool_call_id=body["correlating_tool_call_id"],
-            children={kind: [_restored(child) for child in children] for kind, children in body["children"].items()},
-        )
-    if record.kind is Kind.CHILDREN:
-        children = {kind: [_restored(child) for child in children] for kind, children in body.items()}
-        return Addition(record.interception_id, children=children)
-    return Addition(
-        record.interception_id,
-        ended_at=instants.parse(body["ended_at"]),
-        metadata=body["metadata"],
-        only_if_running=record.kind is Kind.LOST,
-    )
-
-
-def _dump(body: object) -> bytes:
-    """JSON of what is clean, or of this program's own."""
-    try:
-        return _ENCODER.encode(body).encode()
-    except TypeError:
-        return jsontext.dump(body, default=_plain).encode()  # a Decimal is not for Python's own, which is faster
-
-
-def _plain(value: object) -> str:
-    if isinstance(value, UUID):
-        return str(value)
-    if isinstance(value, datetime):
-        return instants.format(value) if value.tzinfo is not UTC else value.isoformat()[:-6] + "Z"
-    message = f"a {type(value).__name__} is not JSON"
-    raise TypeError(message)
-
-
-_ENCODER: Final = json.JSONEncoder(
-    ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":"), default=_plain
-)
-
-
-def _clean(value: Any) -> Any:
-    """As PostgreSQL can hold it."""
-    kind = type(value)
-    if kind is str:
-        return jsontext.cleaned(value)
-    if kind is dict:
-        return {jsontext.cleaned(name): _clean(member) for name, member in value.items()}
-    if kind is list or kind is tuple:
-        return [_clean(member) for member in value]
-    if kind is float and not math.isfinite(value):
-        return None
-    return value
-
-
-_IDS: Final = frozenset({"id", "interception_id", "initiator_id"})
-_INSTANTS: Final = frozenset({"started_at", "created_at"})
-
-
-def _restored(members: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: UUID(value) if name in _IDS else instants.parse(value) if name in _INSTANTS else value
-        for name, value in members.items()
-    }

@@ -1,371 +1,319 @@
-"""A request from its head to its end: who calls, what is asked, the record, the provider, and the answer as it comes.
-
-Whatever is raised before an answer has begun becomes an error in the provider's shape (`routes`, `middleware`).
-"""
+"""An answer on its way from the provider to the client: event by event, as fast as the client takes it."""
 
 from __future__ import annotations
 
 import asyncio
-import time
-import unicodedata
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, Final
 
+import aiohttp
+import structlog
 from aiohttp import web
-from yarl import URL
 
-from service import errors, jsontext
-from service.auth import Caller
-from service.bodies import read_chunks
-from service.bridge import agents
-from service.bridge.answers import ClientLeft, ProviderBroke, Reading, cut, left, relay, while_client_stays
-from service.bridge.callers import Credential, bridge_token, credential
-from service.bridge.protocols import BadQuestion, Protocol, Question
-from service.bridge.providers import Instance
-from service.bridge.recorder import Beginning, Recorder, Running
-from service.bridge.request_log import MASK, Exchange, RequestLog
-from service.bridge.upstream import Answer, Call, Upstream, headers_to_send
-from service.context import ADDRESS, AUTHENTICATOR, CALLER, SHARE
-from service.limits import Rate, Slots
-from service.metrics import Metrics
-from service.settings import Settings
+from service.bridge import encodings, sse
+from service.bridge.protocols import Reader
+from service.bridge.upstream import Answer, headers_to_return
+from service.context import LEFT, REQUEST_ID, SETTINGS, SHARE
 
+log = structlog.get_logger("bridgelog.answers")
+
+# A longer event, or whole answer, is relayed like any, but not read.
+_MOST_EVENT: Final = 8 * 1024 * 1024
+_MOST_WHOLE: Final = 32 * 1024 * 1024
 # What takes longer to parse than others should wait.
 _AT_ONCE: Final = 64 * 1024
-# Not TRACE, whose answer would tell the key, nor what nobody here has heard of.
-_PASSED_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"})
-_MOST_MODELS: Final = 200
-_LONGEST_LABEL: Final = 128
-_LONGEST_MODEL: Final = 512
-_LONGEST_USER_AGENT: Final = 1_024
-_LONGEST_DETAIL: Final = 256
-# The model of what is not recorded: nobody has read which it is.
-_PASSTHROUGH: Final = "passthrough"
+# What is less than this, with all that waits, a connection takes without making anybody wait: its limit is 64 KiB.
+_SENT_AT_ONCE: Final = 32 * 1024
+# As nginx logs a client that went away before the answer.
+_CLIENT_LEFT: Final = 499
+
+
+class ClientLeft(Exception):
+    """The client has gone, or takes nothing any more."""
+
+
+class ProviderBroke(Exception):
+    """The answer broke off."""
 
 
 @dataclass(slots=True)
-class Bridge:
-    """What the bridge of one process works with."""
+class Reading:
+    """Who reads an answer while it is relayed, and what may be done to it."""
 
-    settings: Settings
-    recorder: Recorder
-    upstream: Upstream
-    request_log: RequestLog
-    metrics: Metrics
-    models: Models
-    rate: Rate | None = None
-    slots: Slots | None = None
+    reader: Reader
+    observe: Callable[[], None]  # called whenever more has been read
+    keep_alive: bytes  # what may be said between two events
+    hides_usage: bool  # an event is to be left out
+    unread: bool = False  # nothing could be read of it: all that can be said is that it came
 
 
-BRIDGE = web.AppKey("bridge", Bridge)
+class while_client_stays:  # noqa: N801  # reads as what it does, and costs half of what a generator would
+    """Raises ClientLeft, wherever the block is waiting, once the client has gone."""
+
+    def __init__(self, request: web.Request) -> None:
+        self._request = request
+        self._task: asyncio.Task[Any] | None = None
+        self._left = False
+
+    def __enter__(self) -> None:
+        if self._request.transport is None or self._request.transport.is_closing():
+            raise ClientLeft
+        self._task = asyncio.current_task()
+        self._request[LEFT] = self._leave
+
+    def __exit__(self, _: object, problem: BaseException | None, __: object) -> None:
+        self._request[LEFT] = _nobody_waits
+        cancelled = isinstance(problem, asyncio.CancelledError) and self._left
+        if cancelled and (self._task is None or self._task.uncancel() == 0):
+            raise ClientLeft from None
+
+    def _leave(self) -> None:
+        self._left = True
+        if self._task:
+            self._task.cancel()
 
 
-class Models:
-    """The names of models that metrics tell: those for which a provider had an answer, and not too many."""
-
-    def __init__(self, most: int = _MOST_MODELS) -> None:
-        self._most = most
-        self._known: set[str] = set()
-
-    def confirm(self, model: str) -> None:
-        """A provider has such a model."""
-        if len(self._known) < self._most and len(model) <= _LONGEST_LABEL:
-            self._known.add(model)
-
-    def label(self, model: str) -> str:
-        """Its name, or `other`."""
-        return model if model in self._known or model == _PASSTHROUGH else "other"
+def _nobody_waits() -> None:
+    """The client of a request that is as good as done has gone."""
 
 
-# -- the two kinds of request ----------------------------------------------------------------------------------------
+def left() -> web.StreamResponse:
+    """What is logged of a request whose client has gone; nobody gets it."""
+    return web.Response(status=_CLIENT_LEFT)
 
 
-async def serve_recorded(request: web.Request, *, instance: Instance, protocol: Protocol) -> web.StreamResponse:
-    """Relay a request that is recorded."""
-    bridge = request.app[BRIDGE]
-    caller, key = await _admit(request, bridge, instance)
-    body = await _read_body(request, bridge)
-    question = await _understood(protocol, body)
-    # What is the matter with a caller's own key, such as its quota, is no reason to leave the others' requests alone.
-    counts = key.kind == "centralized"
-    if counts:
-        bridge.upstream.breaker.check(instance, protocol.path, question.model[:_LONGEST_MODEL])
-    with _slot(bridge, instance):
-        call = _call(
-            request, instance, key, path=protocol.path, body=question.body, model=question.model, counts=counts
-        )
-        beginning = _beginning(request, instance, caller, key, question)
-        served = _Served(bridge, beginning, call, protocol, question=question, key=key)
-        # A body is not kept for as long as the answer streams.
-        del body, question
-        with bridge.metrics.of(bridge.metrics.interceptions_inflight, instance.name, protocol.path).track_inprogress():
-            running = await bridge.recorder.start(beginning)
-            try:
-                return await _relayed(request, call, served, running)
-            finally:
-                served.end(running)
+def cut(request: web.Request) -> web.StreamResponse:
+    """End an answer that broke off so that the client knows: what was sent is sent, and the connection closed."""
+    if transport := request.transport:
+        transport.close()
+        asyncio.get_running_loop().call_later(request.app[SETTINGS].send_timeout, transport.abort)
+    return left()
 
 
-async def serve_through(request: web.Request, *, instance: Instance, path: str) -> web.StreamResponse:
-    """Relay a request that is not recorded; `path` is below the base URL, `{tail}` standing for the rest of it."""
-    bridge = request.app[BRIDGE]
-    _, key = await _admit(request, bridge, instance)
-    if request.method not in _PASSED_METHODS:
-        raise web.HTTPMethodNotAllowed(request.method, _PASSED_METHODS)
-    below = _below(path, request.match_info.get("tail"))
-    counts = key.kind == "centralized"
-    body = await _read_body(request, bridge)
-    call = _call(request, instance, key, path=below, body=body, model=_PASSTHROUGH, counts=counts)
-    call.endpoint = path
-    if counts:
-        bridge.upstream.breaker.check(instance, path, _PASSTHROUGH)
-    answer, status = None, "none"
-    with _slot(bridge, instance):
-        try:
-            with while_client_stays(request):
-                answer = await _ask(request, bridge, call, name=str(uuid.uuid4()), key=key)
-                status = str(answer.response.status)
-                return await relay(request, answer, None)
-        except ClientLeft:
-            return left()
-        except ProviderBroke:
-            return cut(request)
-        finally:
-            if answer:
-                answer.close()
-            bridge.metrics.passthrough.labels(instance.name, path, status).inc()
-
-
-async def _relayed(request: web.Request, call: Call, served: _Served, running: Running) -> web.StreamResponse:
-    answer = None
+async def _send(request: web.Request, response: web.StreamResponse, data: bytes) -> None:
+    """Waits until the client has taken most of it: so long nothing more is read from the provider."""
     try:
-        with while_client_stays(request):
-            answer = await _ask(request, served.bridge, call, name=str(running.id), key=served.key)
-            served.answered(answer)
-            served.reading.observe = lambda: running.observe(served.observed)
-            response = await relay(request, answer, served.reading)
-            served.finished()
-            return response
-    except ClientLeft:
-        served.left()
-        return left()
-    except ProviderBroke as problem:
-        served.failed(str(problem))
-        return cut(request)
-    except errors.ProviderUnavailable:
-        served.failed("provider_unavailable")
-        raise
-    except asyncio.CancelledError:
-        served.failed("bridge_stopped")
-        raise
-    finally:
-        if answer:
-            answer.close()
+        if _has_room(request, len(data)):
+            await response.write(data)
+            return
+        async with asyncio.timeout(request.app[SETTINGS].send_timeout):
+            await response.write(data)
+    except TimeoutError as problem:
+        log.warning("an answer was not taken in time", bytes=len(data))
+        if request.transport:
+            request.transport.abort()
+        raise ClientLeft from problem
+    except ConnectionError as problem:
+        raise ClientLeft from problem
 
 
-async def _ask(request: web.Request, bridge: Bridge, call: Call, *, name: str, key: Credential) -> Answer:
-    def exchange(attempt: int) -> Exchange | None:
-        return bridge.request_log.exchange(
-            instance=call.instance.name,
-            model=call.model,
-            name=name if attempt == 1 else f"{name}-{attempt}",
-            secrets=key.secrets,
-        )
-
-    answer = await bridge.upstream.ask(call, log_exchange=exchange)
-    call.body = b""
-    request[SHARE].give_back()
-    return answer
-
-
-# -- who calls, with whose key, and what ------------------------------------------------------------------------------
-
-
-async def _admit(request: web.Request, bridge: Bridge, instance: Instance) -> tuple[Caller, Credential]:
-    token = bridge_token(request.headers)
-    if token is None:
-        raise errors.SignedOut("No token came: send one as you would send the provider's key.")
-    caller = await request.app[AUTHENTICATOR].authenticate_for_bridge(token, address=request[ADDRESS])
-    request[CALLER] = caller
-    if bridge.rate and not (standing := bridge.rate.take(caller.token_id)).granted:
-        raise errors.RateExceeded(retry_after=standing.retry_after)
-    return caller, credential(request.headers, instance, token=token)
-
-
-async def _read_body(request: web.Request, bridge: Bridge) -> bytes:
-    """The body, unpacked where it came compressed."""
-    most = bridge.settings.bridge_max_body
-    if request.content_length is not None and request.content_length > most:
-        raise errors.BodyTooLarge(f"The limit is {most} bytes.")
-    if not request.can_read_body:
-        return b""
-    collected = bytearray()
-    try:
-        # What has come whole needs no timer.
-        async with nullcontext() if request.content.is_eof() else asyncio.timeout(bridge.settings.request_timeout):
-            async for chunk in read_chunks(request):
-                collected += chunk
-                if len(collected) > most:
-                    raise errors.BodyTooLarge(f"The limit is {most} bytes, counted unpacked.")
-                request[SHARE].hold(len(collected))
-    except TimeoutError:
-        raise errors.RequestTooSlow("Its body did not arrive in time.") from None
-    return bytes(collected)
-
-
-async def _understood(protocol: Protocol, body: bytes) -> Question:
-    try:
-        return protocol.read(body) if len(body) <= _AT_ONCE else await asyncio.to_thread(protocol.read, body)
-    except BadQuestion as problem:
-        raise errors.InvalidBody(str(problem)) from None
-
-
-@contextmanager
-def _slot(bridge: Bridge, instance: Instance) -> Iterator[None]:
-    if bridge.slots is None:
-        yield
-        return
-    with bridge.slots.hold(instance.name) as held:
-        if not held:
-            raise errors.BridgeBusy(retry_after=1)
-        yield
-
-
-def _beginning(
-    request: web.Request, instance: Instance, caller: Caller, key: Credential, question: Question
-) -> Beginning:
-    user_agent = jsontext.cleaned(request.headers.get("User-Agent", ""))[:_LONGEST_USER_AGENT]
-    return Beginning(
-        initiator_id=caller.user_id,
-        token_id=caller.token_id,
-        provider=instance.type,
-        provider_name=instance.name,
-        model=question.model,
-        client=agents.client_of(request.headers),
-        session_id=agents.session_of(request.headers, question.session_id),
-        answers_tool_call=question.answers_tool_call,
-        prompt=question.prompt,
-        metadata={
-            "request_user_agent": key.mask(user_agent),
-            "credential_kind": key.kind,
-            "credential_hint": key.hint,
-            "streaming": question.streaming,
-        },
-        started_at=datetime.now(UTC),
+def _has_room(request: web.Request, size: int) -> bool:
+    """Whether so much can be sent without a wait for the client, and so without a timer."""
+    transport = request.transport
+    return (
+        transport is not None
+        and not request.protocol.writing_paused
+        and transport.get_write_buffer_size() + size <= _SENT_AT_ONCE
     )
 
 
-def _call(
-    request: web.Request, instance: Instance, key: Credential, *, path: str, body: bytes, model: str, counts: bool
-) -> Call:
-    query = request.rel_url.raw_query_string.replace(key.token, MASK)
-    url = URL(f"{instance.base_url}{path}{'?' + query if query else ''}", encoded=True)
-    headers = headers_to_send(request.headers, credentials=key.headers, token=key.token)
-    return Call(instance, request.method, url, headers, body, path, model[:_LONGEST_MODEL], counts)
+async def relay(request: web.Request, answer: Answer, reading: Reading | None) -> web.StreamResponse:
+    """Send the answer on as it comes, and have it read. Raises ClientLeft and ProviderBroke."""
+    upstream = answer.response
+    response = web.StreamResponse(
+        status=upstream.status, reason=upstream.reason, headers=headers_to_return(upstream.headers)
+    )
+    response.headers["X-Bridgelog-Request-Id"] = request[REQUEST_ID]
+    response.headers.setdefault("Cache-Control", "no-store")
+    streaming = upstream.content_type == "text/event-stream"
+    unpacker = encodings.unpacker(upstream.headers.get("Content-Encoding", ""))
+    packed = upstream.headers.get("Content-Encoding", "identity").strip().lower() != "identity"
+    # The only stream that cannot go as it comes: an event is to be left out of it.
+    opened = bool(streaming and packed and unpacker and reading and reading.hides_usage)
+    if opened:
+        response.headers.popall("Content-Encoding", None)
+    if streaming:
+        # For nginx, which would collect them.
+        response.headers["X-Accel-Buffering"] = "no"
+    elif (length := upstream.headers.get("Content-Length", "")).isascii() and length.isdigit():
+        response.content_length = int(length)
+        if upstream.content.total_bytes:
+            # The head goes with the beginning of the body, which is there already.
+            response._send_headers_immediately = False  # noqa: SLF001  # as in aiohttp's own Response
+    try:
+        try:
+            await response.prepare(request)
+        except ConnectionError as problem:
+            raise ClientLeft from problem
+        if reading is None or unpacker is None:
+            if reading:
+                reading.unread = True
+            await _pass_on(request, response, answer)
+        elif streaming:
+            await _Stream(request, response, answer, reading, unpacker, packed=packed, opened=opened).relay()
+        else:
+            reading.unread = not await _pass_on_whole(request, response, answer, reading.reader, unpacker)
+    except (ClientLeft, ProviderBroke, asyncio.CancelledError):
+        raise
+    except BaseException:
+        # No other answer can follow what has been sent of this one.
+        cut(request)
+        raise
+    return response
 
 
-def _below(path: str, tail: str | None) -> str:
-    """The path of a request below the base URL; raises UnknownPath where it could lead out of what is allowed."""
-    if tail is None:
-        return path
-    segments = tail.split("/")
-    for segment in segments:
-        # What aiohttp leaves encoded (a slash, a percent sign) could be decoded into a step by whoever is asked; and some
-        # take ..;x, dots with spaces, or dots of other widths for one.
-        plain = unicodedata.normalize("NFKC", segment)
-        if not plain.strip(" .") or not segment.isprintable() or any(mark in plain for mark in "\\/%?#;"):
-            raise errors.UnknownPath
-    quoted = URL.build(path="/" + "/".join(segments)).raw_path[1:]
-    return path.replace("{tail}", quoted)
+async def _pass_on(request: web.Request, response: web.StreamResponse, answer: Answer) -> None:
+    while chunk := await _next(answer):
+        await _send(request, response, chunk)
 
 
-# -- what becomes of it -----------------------------------------------------------------------------------------------
+async def _pass_on_whole(
+    request: web.Request,
+    response: web.StreamResponse,
+    answer: Answer,
+    reader: Reader,
+    unpacker: encodings.Unpacker,
+) -> bool:
+    """Whether it could be read: it is sent on, whatever it is."""
+    whole, kept = bytearray(), True
+    while chunk := await _next(answer):
+        if kept:
+            for piece in unpacker.feed(chunk):
+                whole += piece
+                if len(whole) > _MOST_WHOLE:
+                    whole, kept = bytearray(), False
+                    break
+            request[SHARE].keep(len(whole))
+        await _send(request, response, chunk)
+    # Who has it all and goes is no matter any more.
+    request[LEFT] = _nobody_waits
+    if kept and len(whole) <= _AT_ONCE:
+        reader.whole(bytes(whole), answer.response.status)
+    elif kept:
+        await asyncio.to_thread(reader.whole, bytes(whole), answer.response.status)
+    return kept
 
 
-class _Served:
-    """A recorded request, from the time that it is recorded: what is known of it, and how it ended."""
+class _Stream:
+    """A stream of events on its way to the client."""
 
     def __init__(
         self,
-        bridge: Bridge,
-        beginning: Beginning,
-        call: Call,
-        protocol: Protocol,
+        request: web.Request,
+        response: web.StreamResponse,
+        answer: Answer,
+        reading: Reading,
+        unpacker: encodings.Unpacker,
         *,
-        question: Question,
-        key: Credential,
+        packed: bool,
+        opened: bool,
     ) -> None:
-        self.bridge = bridge
-        self.key = key
-        reader = protocol.reader(question)
-        self.observed = reader.observed
-        self.reading = Reading(reader, _nothing, protocol.keep_alive, question.hides_usage)
-        self._began = time.perf_counter()
-        self._client = beginning.client
-        self._model = call.model
-        self._prompted = question.prompt is not None
-        self._instance = call.instance.name
-        self._route = protocol.path
-        self._status = "failed"
-        self._detail: dict[str, Any] = {"error_type": "bridge_failed"}
-        self._answered: dict[str, Any] = {}
+        self._request = request
+        self._response = response
+        self._answer = answer
+        self._reading = reading
+        self._unpacker = unpacker
+        self._packed = packed
+        self._opened = opened
+        self._decoder = sse.Decoder(_MOST_EVENT)
+        self._between = True  # two events, where something may be said
 
-    def answered(self, answer: Answer) -> None:
-        """The head of the answer is there."""
-        status, headers = answer.response.status, answer.response.headers
-        self._answered = {"provider_status": status}
-        if told := headers.get("Request-Id") or headers.get("X-Request-Id"):
-            self._answered["provider_request_id"] = self._plain(told)
-        if answer.attempts > 1:
-            self._answered["attempts"] = answer.attempts
-        if status < 300:
-            self.bridge.models.confirm(self._model)
-
-    def finished(self) -> None:
-        """The answer was relayed to its end."""
-        if self.observed.error is not None or self._answered["provider_status"] >= 300:
-            self.failed("unexpected_status")
-        elif self.observed.complete or self.reading.unread:
-            self._status, self._detail = "completed", {}
+    async def relay(self) -> None:
+        """To its end."""
+        raw = self._packed and not self._opened
+        if raw:
+            await self._relay(None, raw=True)
         else:
-            self.failed("incomplete_answer")
+            with _Patience(self._request.app[SETTINGS].bridge_keep_alive) as patience:
+                await self._relay(patience, raw=False)
 
-    def left(self) -> None:
-        """The client went away; it has what it wants where it waited for the last event."""
-        if self.observed.complete:
-            self.finished()
-        else:
-            self._status, self._detail = "cancelled", {}
+    async def _relay(self, patience: _Patience | None, *, raw: bool) -> None:
+        while True:
+            chunk = await _next(self._answer, patience=patience)
+            if chunk is None:
+                out = self._reading.keep_alive if self._between else b""
+            elif chunk and self._packed:
+                # However much it unpacks to, no more than a piece of that is held, and others have their turn.
+                for piece in self._unpacker.feed(chunk):
+                    out = self._shown(self._decoder.feed(piece))
+                    self._reading.observe()
+                    if out and not raw:
+                        await _send(self._request, self._response, out)
+                    await asyncio.sleep(0)
+                out = b""
+            elif chunk:
+                out = self._shown(self._decoder.feed(chunk))
+                self._reading.observe()
+            else:
+                out = self._shown(self._decoder.close())
+            if raw and chunk is not None:
+                out = chunk
+            if out:
+                await _send(self._request, self._response, out)
+            if chunk == b"":
+                return
 
-    def failed(self, error_type: str) -> None:
-        """It failed; what the provider says of it counts."""
-        self._status, self._detail = "failed", {"error_type": self._plain(self.observed.error or error_type)}
-
-    def end(self, running: Running) -> None:
-        """Record the end, and count."""
-        observed, metrics = self.observed, self.bridge.metrics
-        running.end(status=self._status, detail=self._answered | self._detail, observed=observed)
-        names = self._instance, self.bridge.models.label(self._model)
-        of = metrics.of
-        of(metrics.interceptions, *names, self._status, self._route, self._client).inc()
-        of(metrics.interceptions_duration, *names).observe(time.perf_counter() - self._began)
-        if self._prompted:
-            of(metrics.prompts, *names).inc()
-        if observed.tools:
-            of(metrics.tool_calls, *names).inc(len(observed.tools))
-        if usage := observed.usage:
-            of(metrics.tokens, *names, "input").inc(usage.input_tokens)
-            of(metrics.tokens, *names, "output").inc(usage.output_tokens)
-            of(metrics.tokens, *names, "cache_read").inc(usage.cache_read_input_tokens)
-            of(metrics.tokens, *names, "cache_write").inc(usage.cache_write_input_tokens)
-
-    def _plain(self, text: str) -> str:
-        return self.key.mask(jsontext.cleaned(text))[:_LONGEST_DETAIL]
+    def _shown(self, events: Iterator[sse.Event]) -> bytes:
+        """What the client sees of these events; the reader sees them all."""
+        shown = []
+        for event in events:
+            self._between = not event.open
+            if self._reading.reader.event(event):
+                shown.append(event.raw)
+        return b"".join(shown)
 
 
-def _nothing() -> None:
-    """Nobody records yet."""
+class _Patience:
+    """How long one wait after the other may take: as `asyncio.timeout` for each, with one timer for all of them."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task()
+        self._cancelling = self._task.cancelling() if self._task else 0
+        self._since: float | None = None
+        self._ran_out = False
+
+    def __enter__(self) -> _Patience:
+        self._timer = self._loop.call_later(self._seconds, self._look)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+
+    async def have(self, waiting: Coroutine[Any, Any, bytes]) -> bytes | None:
+        """What is waited for; None where that takes too long."""
+        self._since = self._loop.time()
+        try:
+            return await waiting
+        except asyncio.CancelledError:
+            if not self._ran_out or self._task is None or self._task.uncancel() > self._cancelling:
+                raise
+            return None
+        finally:
+            self._since, self._ran_out = None, False
+
+    def _look(self) -> None:
+        now = self._loop.time()
+        since = now if self._since is None else self._since
+        left = since + self._seconds - now
+        if left <= 0 and self._task and not self._ran_out:
+            self._ran_out = True
+            self._task.cancel()
+        self._timer = self._loop.call_later(left if left > 0 else self._seconds, self._look)
+
+
+async def _next(answer: Answer, *, patience: _Patience | None = None) -> bytes | None:
+    """The next bytes of an answer; none at its end; None where it is silent for too long. Raises ProviderBroke."""
+    reading = answer.response.content.readany()
+    try:
+        chunk = await reading if patience is None else await patience.have(reading)
+    except (aiohttp.ClientError, OSError, TimeoutError) as problem:
+        if answer.exchange:
+            answer.exchange.fail(type(problem).__name__)
+        reason = "provider_silent" if isinstance(problem, aiohttp.SocketTimeoutError) else "provider_connection_lost"
+        raise ProviderBroke(reason) from problem
+    if answer.exchange and chunk:
+        answer.exchange.add(chunk)
+    return chunk

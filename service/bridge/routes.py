@@ -9,7 +9,7 @@ from typing import Final
 
 from aiohttp import web
 
-from service.bridge import protocols, relay
+from service.bridge import protocols, serving
 from service.bridge.providers import Instance
 
 # What type has which path of its own below the name of the instance, and which calls are passed through: an allow-list,
@@ -37,8 +37,8 @@ def doors(instances: Iterable[Instance]) -> Iterator[Door]:
         below = f"/{instance.name}{_BELOW[instance.type]}"
         spoken = [protocol for protocol in protocols.BY_NAME.values() if protocol.provider == instance.type]
         for protocol in spoken:
-            handler = functools.partial(relay.serve_recorded, instance=instance, protocol=protocol)
+            handler = functools.partial(serving.serve_recorded, instance=instance, protocol=protocol)
             yield Door("POST", below + protocol.path, handler, protocol.error)
         for path in _PASSED[instance.type]:
-            passed = functools.partial(relay.serve_through, instance=instance, path=path)
+            passed = functools.partial(serving.serve_through, instance=instance, path=path)
             yield Door("*", below + path.replace("{tail}", "{tail:.+}"), passed, spoken[0].error)
