@@ -209,7 +209,7 @@ class _Source:
         try:
             # There is one for each that has its turn; what may take time is to connect, which has a bound of its own.
             with _translated(connecting=True):
-                raw = await self._acquire()
+                raw = await self.pool.acquire()
             try:
                 yield raw
             finally:
@@ -218,16 +218,6 @@ class _Source:
                     await self.pool.release(raw, timeout=_PARTING)
         finally:
             self._free.release()
-
-    async def _acquire(self) -> asyncpg.pool.PoolConnectionProxy[Any]:
-        try:
-            return await self.pool.acquire()
-        except TimeoutError:
-            raise
-        except _LOST:
-            # A name that was not found, a server that just begins: nothing was asked yet, so who writes may do it again.
-            await asyncio.sleep(_RECONNECT_SECONDS)
-            return await self.pool.acquire()
 
     async def _turn(self) -> None:
         if self._free.locked() and self._waiting >= self._most_waiting:
@@ -432,6 +422,8 @@ _RETRY_SECONDS = 0.02
 _READINGS = 2
 _REREAD_SECONDS = 0.1
 _RECONNECT_SECONDS = 0.1
+# Of the time for a host: a resolver that has lost a question asks again after five seconds, and a second call asks at once.
+_FIRST_GO = 0.4
 # For ending a transaction or a statement that nobody wants any more; then the connection is cut.
 _PARTING = 2.0
 # What the server needs to tell that it has cancelled a statement, before it counts as hung.
@@ -579,11 +571,19 @@ class _Hosts:
         return len(self._urls)
 
     async def connect(self, _: str, *, patience: float, **options: Any) -> asyncpg.Connection[Any]:
-        """Connect to the first host that is what is wanted; raises what the last one did.
+        """Connect to the first host that is what is wanted, in two goes; raises what the last one did in the second.
 
-        Each has `patience` seconds of its own, since a host that is gone does not answer at all.
+        Each has `patience` seconds in all, since a host that is gone does not answer at all. The second go is for a name
+        that is not resolved for a moment, or a server that just begins: nothing was asked yet, so it is safe also for
+        who writes.
         """
-        options["timeout"] = patience
+        first = patience * _FIRST_GO
+        with suppress(*_LOST):
+            return await self._connect_to_any(options | {"timeout": first})
+        await asyncio.sleep(_RECONNECT_SECONDS)
+        return await self._connect_to_any(options | {"timeout": patience - first})
+
+    async def _connect_to_any(self, options: dict[str, Any]) -> asyncpg.Connection[Any]:
         *others, last = self._urls
         for url in others:
             with suppress(*_GONE):

@@ -147,21 +147,31 @@ async def test_once_more_and_not_for_ever(
 
 
 @pytest.mark.usefixtures("trusting")
+@pytest.mark.parametrize(
+    "problem", [socket.gaierror(socket.EAI_AGAIN, "not now"), TimeoutError()], ids=["name", "silence"]
+)
 @pytest.mark.parametrize(("failures", "status"), [(1, 201), (2, 503)])
 async def test_what_finds_no_connection_connects_once_more(
-    *, failures: int, status: int, start: Start, owner: Person, sql: Sql, monkeypatch: pytest.MonkeyPatch
+    *,
+    failures: int,
+    status: int,
+    problem: OSError,
+    start: Start,
+    owner: Person,
+    sql: Sql,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Also what writes: nothing was asked yet."""
-    connect, left = db._Hosts.connect, 0
+    connect, left = db._Hosts._connect, 0
 
     async def connect_at_last(*arguments: Any, **options: Any) -> Any:
         nonlocal left
         left -= 1
         if left >= 0:
-            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+            raise problem
         return await connect(*arguments, **options)
 
-    monkeypatch.setattr(db._Hosts, "connect", connect_at_last)
+    monkeypatch.setattr(db._Hosts, "_connect", connect_at_last)
     http = await start()
     assert (await http.get(f"{API}/log-requests", owner)).status == 200
     sql(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {MINE}")  # noqa: S608
