@@ -7,6 +7,7 @@ import contextlib
 import functools
 import itertools
 import json
+import resource
 import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -445,10 +446,20 @@ async def test_a_connection_may_rest_between_requests(start: Start) -> None:
             await asyncio.sleep(0.5)
 
 
+def _room_for(connections: int) -> None:
+    """Both ends are of this process, which often may have 1,024 files."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    needed = 2 * connections + 200
+    if most != resource.RLIM_INFINITY and most < needed:
+        pytest.skip(f"this process may open {most} files, and {connections} connections need {needed}")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(needed, resource.getrlimit(resource.RLIMIT_NOFILE)[0]), most))
+
+
 async def test_many_slow_connections_stop_nobody(start: Start, owner: Person) -> None:
+    _room_for(500)
     http = await start()
     async with contextlib.AsyncExitStack() as stack:
-        slow = [(await stack.enter_async_context(http.connection()))[1] for _ in range(300)]
+        slow = [(await stack.enter_async_context(http.connection()))[1] for _ in range(500)]
         for _ in range(3):
             for writer in slow:
                 writer.write(b"G")

@@ -11,7 +11,7 @@ import random
 import socket
 import struct
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -88,9 +88,20 @@ RESPONSES = Shape(
 )
 
 
+@web.middleware
+async def _client_may_leave(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """Who leaves in the middle of an answer is no defect, and leaves no traceback."""
+    try:
+        return await handler(request)
+    except ConnectionResetError:
+        return web.Response(status=499)
+
+
 def build_app() -> web.Application:
     """The stand-in; `app[EXCHANGES]` is what it answered, the newest last."""
-    app = web.Application(client_max_size=64 * 1024 * 1024)
+    app = web.Application(client_max_size=64 * 1024 * 1024, middlewares=[_client_may_leave])
     app[EXCHANGES] = deque(maxlen=_KEPT)
     app[_FAILED] = Counter()
     app[_NUMBERS] = itertools.count(1)
