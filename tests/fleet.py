@@ -44,6 +44,7 @@ class Replica:
     database_url: str
     log: Path
     drain_seconds: float
+    settings: dict[str, str] = field(default_factory=dict)
     port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
 
@@ -54,6 +55,7 @@ class Replica:
             "BRIDGELOG_PORT": str(self.port),
             "BRIDGELOG_DRAIN_SECONDS": str(self.drain_seconds),
             "BRIDGELOG_LOG_FORMAT": "json",
+            **self.settings,
         }
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -81,6 +83,25 @@ class Replica:
         if self.process is not None and self.process.poll() is None:
             self.process.kill()
             self.wait()
+
+
+@contextlib.contextmanager
+def standing_in(log: Path) -> Iterator[int]:
+    """The stand-in for providers, as `make standin` starts it; yields its port."""
+    port = free_port()
+    with log.open("wb") as said:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.standin", "--port", str(port)],
+            cwd=Path(__file__).parent.parent,
+            stdout=said,
+            stderr=said,
+        )
+    try:
+        _await_port(port, process, log)
+        yield port
+    finally:
+        process.terminate()
+        process.wait(timeout=PATIENCE)
 
 
 @dataclass

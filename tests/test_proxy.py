@@ -21,10 +21,24 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import anthropic
+import openai
 import psycopg
 import pytest
 from conftest import API, Person, interception
-from fleet import CONFIGURATION, PATIENCE, Caller, Load, Proxy, Replica, check, free_port, proxied, upstream
+from fleet import (
+    CONFIGURATION,
+    PATIENCE,
+    Caller,
+    Load,
+    Proxy,
+    Replica,
+    check,
+    free_port,
+    proxied,
+    standing_in,
+    upstream,
+)
 from recorder import ndjson, running, thought, token_usage, tool_usage, user_prompt, without
 
 from service import errors, routes
@@ -45,8 +59,8 @@ def replica(database_url: str, tmp_path: Path) -> Iterator[StartReplica]:
     """Start a replica on this test's database: `replica()`, or one that drains longer."""
     started: list[Replica] = []
 
-    def start(drain_seconds: float = 0.3) -> Replica:
-        one = Replica(database_url, tmp_path / f"replica-{len(started)}.log", drain_seconds)
+    def start(drain_seconds: float = 0.3, **settings: str) -> Replica:
+        one = Replica(database_url, tmp_path / f"replica-{len(started)}.log", drain_seconds, settings)
         started.append(one)
         one.start()
         return one
@@ -381,6 +395,67 @@ def test_what_streams_is_passed_on_as_it_comes(tmp_path: Path) -> None:
             told.set()
             while b"data: two" not in received:
                 received += client.recv(4096)
+
+
+def test_the_clients_of_providers_work_through_the_proxy(
+    replica: StartReplica, owner: Person, sql: Sql, tmp_path: Path
+) -> None:
+    asked: Any = [{"role": "user", "content": "Why?"}]
+    with standing_in(tmp_path / "stand-in.log") as provider:
+        one = replica(
+            BRIDGELOG_ANTHROPIC_KEY="any",
+            BRIDGELOG_ANTHROPIC_BASE_URL=f"http://127.0.0.1:{provider}/anthropic",
+            BRIDGELOG_OPENAI_KEY="any",
+            BRIDGELOG_OPENAI_BASE_URL=f"http://127.0.0.1:{provider}/openai/v1",
+            BRIDGELOG_SPOOL_DIR=str(tmp_path / "spool"),
+        )
+        with proxied(tmp_path / "nginx", [one.port]) as proxy:
+            api = f"http://127.0.0.1:{proxy.port}{API}"
+            with (
+                anthropic.Anthropic(base_url=f"{api}/anthropic", api_key=owner.token, max_retries=0) as claude,
+                claude.messages.stream(model="standin-silent-3000", max_tokens=100, messages=asked) as stream,
+            ):
+                assert next(iter(stream)).type == "message_start"
+                # With the client before the provider has told all: nothing is held back.
+                assert sql("SELECT ended_at FROM aibridge_interceptions") == [(None,)]
+                message = stream.get_final_message()
+            with openai.OpenAI(base_url=f"{api}/openai/v1", api_key=owner.token, max_retries=0) as gpt:
+                chat = gpt.chat.completions.create(model="standin-tools", messages=asked)
+    kept: dict[str, int] = dict(
+        sql(
+            "SELECT interceptions.provider, token_usages.output_tokens FROM aibridge_interceptions AS interceptions "
+            "INNER JOIN aibridge_token_usages AS token_usages ON interceptions.id = token_usages.interception_id "
+            "WHERE interceptions.ended_at IS NOT NULL"
+        )
+    )
+    assert chat.usage is not None
+    assert kept == {"anthropic": message.usage.output_tokens, "openai": chat.usage.completion_tokens}
+
+
+def test_what_the_proxy_refuses_of_a_bridge_the_clients_of_providers_understand(tmp_path: Path, owner: Person) -> None:
+    asked: Any = [{"role": "user", "content": "Why?"}]
+    with proxied(tmp_path / "nginx", [free_port()]) as proxy:
+        api = f"http://127.0.0.1:{proxy.port}{API}"
+        with (
+            anthropic.Anthropic(base_url=f"{api}/anthropic", api_key=owner.token, max_retries=0) as claude,
+            openai.OpenAI(base_url=f"{api}/openai/v1", api_key=owner.token, max_retries=0) as gpt,
+        ):
+            with pytest.raises(anthropic.InternalServerError) as away:
+                claude.messages.create(model="m", max_tokens=100, messages=asked)
+            with pytest.raises(openai.InternalServerError) as gone:
+                gpt.chat.completions.create(model="m", messages=asked)
+            with pytest.raises(anthropic.APIStatusError) as large:
+                claude.messages.create(
+                    model="m", max_tokens=100, messages=[{"role": "user", "content": "x" * (34 << 20)}]
+                )
+    for refused in (away.value, gone.value):
+        assert refused.status_code == 503
+        assert refused.response.headers["retry-after"] == "1"
+        assert re.fullmatch(r"[0-9a-f]{32}", refused.response.headers["x-bridgelog-request-id"])
+    assert gone.value.body == {"type": "api_error", "message": "The service is not ready.", "param": None, "code": None}
+    assert away.value.body == {"type": "error", "error": gone.value.body}
+    assert large.value.status_code == 413
+    assert "Request body is too large." in large.value.message
 
 
 def test_every_recording_route_is_one_that_the_proxy_knows() -> None:

@@ -7,8 +7,6 @@ import hashlib
 import json
 import re
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -19,7 +17,7 @@ import pytest
 import standin
 from aiohttp import web
 from aiohttp.test_utils import TestClient
-from served import until
+from fleet import PATIENCE, standing_in
 from standin.app import EXCHANGES, build_app
 
 from service.bridge import sse
@@ -245,38 +243,13 @@ def test_every_wish_is_documented() -> None:
 
 
 def test_a_client_that_leaves_is_no_defect(tmp_path: Path) -> None:
-    ports = socket.create_server(("127.0.0.1", 0))
-    port = ports.getsockname()[1]
-    ports.close()
-    told = tmp_path / "told"
-    with told.open("wb") as output:
-        program = subprocess.Popen(
-            [sys.executable, "-m", "tests.standin", "--port", str(port)],
-            cwd=Path(__file__).parents[1],
-            stdout=output,
-            stderr=output,
-        )
-        try:
-            until(lambda: b"serves" in told.read_bytes(), "the stand-in says that it serves")
-            body = json.dumps(request(MESSAGES, "standin-long-50+slow-20", stream=True)).encode()
-            client = until(lambda: connected(port), "it accepts connections")
-            client.sendall(
-                f"POST {PATHS[MESSAGES]} HTTP/1.1\r\nHost: x\r\nX-Api-Key: any\r\n"
-                f"Content-Length: {len(body)}\r\n\r\n".encode()
-                + body
-            )
+    body = json.dumps(request(MESSAGES, "standin-long-50+slow-20", stream=True)).encode()
+    head = f"POST {PATHS[MESSAGES]} HTTP/1.1\r\nHost: x\r\nX-Api-Key: any\r\nContent-Length: {len(body)}\r\n\r\n"
+    said = tmp_path / "said"
+    with standing_in(said) as port:
+        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as client:
+            client.sendall(head.encode() + body)
             assert client.recv(1000).startswith(b"HTTP/1.1 200 ")
-            client.close()
-            # It finds out while it writes the rest, which takes a second.
-            time.sleep(1.5)
-        finally:
-            program.terminate()
-            program.wait(timeout=10)
-    assert b"Traceback" not in told.read_bytes()
-
-
-def connected(port: int) -> socket.socket | None:
-    try:
-        return socket.create_connection(("127.0.0.1", port), timeout=5)
-    except ConnectionRefusedError:
-        return None
+        # It finds out while it writes the rest, which takes a second.
+        time.sleep(1.5)
+    assert "Traceback" not in said.read_text()
