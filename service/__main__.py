@@ -134,10 +134,10 @@ def _serve(
         # Built here, so that what is wrong with it stops the start; a worker's copy opens its own connections.
         app = build_app(settings, database_url=url, metrics_folder=folder)
 
-        def work(slot: int, begin: Callable[[], None]) -> None:
+        def work(slot: int, beat: Callable[[], None]) -> None:
             metrics.share(folder, slot)
             mine = embedded if slot == 0 else None
-            _run(_work(app, settings, mine, sockets=sockets, ready=begin))
+            _run(_work(app, settings, mine, sockets=sockets, ready=beat, beat=beat))
             if os.getppid() != parent:  # which would have removed it
                 shutil.rmtree(folder, ignore_errors=True)
 
@@ -145,6 +145,7 @@ def _serve(
             work,
             count=settings.workers,
             patience=settings.drain_seconds + settings.shutdown_timeout + _STOP_SECONDS,
+            timeout=settings.worker_timeout,
             ready=welcome,
             ended=lambda slot: metrics.forget(folder, slot),
         ).run()
@@ -158,18 +159,34 @@ async def _work(
     *,
     sockets: list[socket.socket],
     ready: Callable[[], None],
+    beat: Callable[[], None] | None = None,
 ) -> None:
-    """Serve, and revive the embedded server where it is this process that has to."""
-    reviving = asyncio.create_task(_revive(embedded)) if embedded else None
+    """Serve, and revive the embedded server where it is this process that has to.
+
+    `ready` is called once it serves; `beat`, from then on, as long as the event loop turns.
+    """
+    tasks = [asyncio.create_task(_revive(embedded))] if embedded else []
+
+    def begun(_: int) -> None:
+        ready()
+        if beat:
+            tasks.append(asyncio.create_task(_keep_beating(beat)))
+
     await server.serve(
         app,
         sockets=sockets,
         drain_seconds=settings.drain_seconds,
         shutdown_timeout=settings.shutdown_timeout,
-        ready=lambda _: ready(),
+        ready=begun,
     )
-    if reviving:
-        reviving.cancel()
+    for task in tasks:
+        task.cancel()
+
+
+async def _keep_beating(beat: Callable[[], None]) -> None:
+    while True:
+        await asyncio.sleep(workers.BEAT_SECONDS)
+        beat()
 
 
 @main.command()

@@ -60,6 +60,7 @@ class Settings:
     host: str
     port: int
     workers: int
+    worker_timeout: float
     startup_timeout: float
     schema: Literal["own", "foreign"]
     migrate: bool
@@ -132,6 +133,7 @@ def read() -> Settings:
                 host=env.str("HOST", "127.0.0.1", validate=Length(min=1)),
                 port=env.int("PORT", 8080, validate=Range(0, 65535)),
                 workers=env.int("WORKERS", 1, validate=Range(1, MOST_WORKERS)),
+                worker_timeout=env.float("WORKER_TIMEOUT", 60.0, validate=Range(min=0)),
                 startup_timeout=env.float("STARTUP_TIMEOUT", 30.0, validate=Range(min=0)),
                 schema=cast("Literal['own', 'foreign']", _choice(env, "SCHEMA", "own", "foreign")),
                 migrate=env.bool("MIGRATE", False),

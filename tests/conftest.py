@@ -44,6 +44,7 @@ SETTINGS = Settings(
     host="127.0.0.1",
     port=0,
     workers=1,
+    worker_timeout=60.0,
     startup_timeout=0.0,
     schema="own",
     migrate=False,

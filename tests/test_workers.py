@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from served import PATIENCE, Service, StartService, alive, environment, needs_pr
 
 pytestmark = needs_proc
 
+Supervise = Callable[..., subprocess.Popen[str]]
 MODELS = "bridgelog_http_requests_total,method=GET,route=/models,status=200"
 
 
@@ -210,7 +212,7 @@ def work(slot, begin):
     BODY
 
 Supervisor(
-    work, count=1, patience=0.3,
+    work, count=1, patience=0.3, timeout=TIMEOUT,
     ready=lambda: print("ready", flush=True), ended=lambda slot: print("ended", slot, flush=True),
 ).run()
 print("over", flush=True)
@@ -218,9 +220,9 @@ print("over", flush=True)
 
 
 @pytest.fixture
-def supervise() -> Callable[[str], subprocess.Popen[str]]:
-    def start(body: str) -> subprocess.Popen[str]:
-        program = _PROGRAM.replace("BODY", body)
+def supervise() -> Supervise:
+    def start(body: str, *, timeout: float = 0) -> subprocess.Popen[str]:
+        program = _PROGRAM.replace("BODY", body).replace("TIMEOUT", str(timeout))
         return subprocess.Popen(
             [sys.executable, "-c", program],
             env=environment(),
@@ -233,7 +235,7 @@ def supervise() -> Callable[[str], subprocess.Popen[str]]:
 
 
 def test_a_worker_that_cannot_start_is_tried_less_and_less_often(
-    supervise: Callable[[str], subprocess.Popen[str]],
+    supervise: Supervise,
 ) -> None:
     with supervise("raise LookupError") as parent:
         assert parent.stderr
@@ -250,7 +252,7 @@ def test_a_worker_that_cannot_start_is_tried_less_and_less_often(
         assert parent.wait(PATIENCE) == 0
 
 
-def test_a_worker_that_does_not_stop_is_killed(supervise: Callable[[str], subprocess.Popen[str]]) -> None:
+def test_a_worker_that_does_not_stop_is_killed(supervise: Supervise) -> None:
     with supervise("signal.signal(signal.SIGTERM, signal.SIG_IGN); begin(); time.sleep(60)") as parent:
         assert parent.stderr
         assert parent.stdout
@@ -260,7 +262,7 @@ def test_a_worker_that_does_not_stop_is_killed(supervise: Callable[[str], subpro
         assert "a worker did not stop in time; killing it" in parent.stderr.read()
 
 
-def test_a_worker_that_hangs_is_not_left_behind_either(supervise: Callable[[str], subprocess.Popen[str]]) -> None:
+def test_a_worker_that_hangs_is_not_left_behind_either(supervise: Supervise) -> None:
     body = "signal.signal(signal.SIGTERM, signal.SIG_IGN); begin(); print(os.getpid(), flush=True); time.sleep(60)"
     with supervise(body) as parent:
         assert parent.stdout
@@ -268,3 +270,65 @@ def test_a_worker_that_hangs_is_not_left_behind_either(supervise: Callable[[str]
         assert alive(worker)
         parent.kill()
         until(lambda: not alive(worker), "the worker ends")
+
+
+_BEATS = "[(begin(), time.sleep(0.5)) for _ in range(BEATS)]"
+
+
+def test_a_worker_whose_loop_hangs_says_where_and_is_replaced(supervise: Supervise) -> None:
+    hangs = _BEATS.replace("BEATS", "3") + "; time.sleep(60)"
+    with supervise(hangs, timeout=2) as parent:
+        assert parent.stdout
+        assert parent.stderr
+        assert [parent.stdout.readline(), parent.stdout.readline()] == ["ready\n", "ended 0\n"]
+        parent.terminate()
+        told = parent.stderr.read()
+        assert parent.wait(PATIENCE) == 0
+    events = [json.loads(line) for line in told.splitlines() if line.startswith("{")]
+    first, second, third = [event for event in events if event["event"].startswith("a worker")][:3]
+    assert (first["event"], first["worker"]) == ("a worker serves", 0)
+    assert (second["event"], second["pid"], second["seconds"]) == (
+        "a worker does not answer; killing it",
+        first["pid"],
+        2,
+    )
+    assert (third["event"], third["exit"]) == ("a worker ended; starting another", -signal.SIGKILL)
+    assert "in work" in told, "where it hangs"
+
+
+@pytest.mark.parametrize(("timeout", "beats"), [(2, 12), (0, 1)], ids=["it beats", "nobody watches"])
+def test_a_worker_that_works_for_long_is_left_alone(supervise: Supervise, timeout: float, beats: int) -> None:
+    body = _BEATS.replace("BEATS", str(beats)) + ("" if timeout else "; time.sleep(5)") + "; print('done', flush=True)"
+    with supervise(body, timeout=timeout) as parent:
+        assert parent.stdout
+        assert [parent.stdout.readline(), parent.stdout.readline()] == ["ready\n", "done\n"]
+        parent.terminate()
+
+
+def test_who_was_stopped_with_its_parent_is_not_to_blame(supervise: Supervise) -> None:
+    with supervise(_BEATS.replace("BEATS", "200"), timeout=2) as parent:
+        assert parent.stdout
+        assert parent.stderr
+        assert parent.stdout.readline() == "ready\n"
+        worker = json.loads(parent.stderr.readline())["pid"]
+        for process in (parent.pid, worker):
+            os.kill(process, signal.SIGSTOP)
+        time.sleep(4)
+        for process in (parent.pid, worker):
+            os.kill(process, signal.SIGCONT)
+        time.sleep(1.5)
+        assert alive(worker)
+        parent.terminate()
+        assert "does not answer" not in parent.stderr.read()
+
+
+def test_a_served_worker_that_is_stopped_is_replaced(start_service: StartService) -> None:
+    service = start_service("--workers", "2", BRIDGELOG_WORKER_TIMEOUT="2").wait_ready()
+    stopped, other = service.workers
+    os.kill(stopped, signal.SIGSTOP)
+    until(lambda: len(service.logged("a worker serves")) == 3, "another worker")
+    [told] = service.logged("a worker does not answer; killing it")
+    assert told["pid"] == stopped
+    assert other in service.workers
+    assert stopped not in service.workers
+    assert service.get("/healthz")[0] == 200
