@@ -355,7 +355,7 @@ async def test_headers_come_back_but_for_those_that_speak_of_the_providers_addre
     async def answer(request: bytes, writer: asyncio.StreamWriter) -> None:
         target.append(request.split(b" ")[1])
         writer.write(
-            b"HTTP/1.1 429 Slow Down\r\nContent-Type: application/json; charset=x\r\nContent-Length: 2\r\n"
+            b"HTTP/1.1 403 Slow Down\r\nContent-Type: application/json; charset=x\r\nContent-Length: 2\r\n"
             b"Request-Id: req_1\r\nX-Request-Id: req_2\r\nRetry-After: 61\r\nX-Multi: 1\r\nX-Multi: 2\r\n"
             b"Anthropic-Ratelimit-Tokens-Remaining: 7\r\nSet-Cookie: a=b\r\nServer: cloudflare\r\nAlt-Svc: h3\r\n"
             b"Strict-Transport-Security: max-age=1\r\nConnection: keep-alive, X-Per-Hop\r\nX-Per-Hop: 1\r\n"
@@ -365,7 +365,7 @@ async def test_headers_come_back_but_for_those_that_speak_of_the_providers_addre
     async with raw_provider(answer) as url:
         bridge = await make_bridge(f"{url}/base/")
         async with bridge.ask(MESSAGES, "m", headers={"X-Request-Id": "mine"}) as response:
-            assert (response.status, response.reason, await response.read()) == (429, "Slow Down", b"{}")
+            assert (response.status, response.reason, await response.read()) == (403, "Slow Down", b"{}")
     assert target == [b"/base/v1/messages"]
     got = response.headers
     assert got.getall("X-Multi") == ["1", "2"]

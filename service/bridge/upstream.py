@@ -374,10 +374,8 @@ class Upstream:
         if attempt > self._retries or not (status in _TRIED_AGAIN or status >= 500):
             return None
         told = _retry_after(response.headers)
-        if told is None:
-            return self._backoff(attempt)
-        # One that asks for more patience is not asked sooner: the client hears of it.
-        return told if told <= _LONGEST_WAIT else None
+        # For one that asks for more patience the client does not wait here: what it answers next tells the client.
+        return told if told is not None and told <= _LONGEST_WAIT else self._backoff(attempt)
 
     def _backoff(self, attempt: int) -> float:
         wait = _FIRST_WAIT * 2 ** (attempt - 1)
