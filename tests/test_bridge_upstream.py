@@ -256,7 +256,7 @@ def test_a_breaker_opens_after_failures_in_a_row_and_lets_one_through_later() ->
 
     def refused() -> int | None:
         try:
-            breaker.check(call.instance, call.endpoint, call.model)
+            breaker.check(call)
         except errors.BreakerOpen as problem:
             return problem.retry_after
         return None
@@ -266,7 +266,7 @@ def test_a_breaker_opens_after_failures_in_a_row_and_lets_one_through_later() ->
     assert (state(), refused()) == (0, None)
     breaker.note(call, 429)
     assert (state(), refused()) == (2, 10)
-    breaker.check(call.instance, call.endpoint, "another")
+    breaker.check(replace(call, model="another"))
     clock.now = 9.5
     assert refused() == 1
     clock.now = 10
@@ -289,10 +289,10 @@ def test_a_breaker_forgets_what_it_has_not_seen_for_long() -> None:
     [family] = registry.collect()
     assert len(family.samples) == 1_000
     breaker.note(replace(call_to("http://x"), model="m0"), 429)
-    breaker.check(call_to("http://x").instance, "/v1/messages", "m0")  # it was forgotten, so this was the first
+    breaker.check(replace(call_to("http://x"), model="m0"))  # it was forgotten, so this was the first
     breaker.note(replace(call_to("http://x"), model="m1499"), 429)
     with pytest.raises(errors.BreakerOpen):
-        breaker.check(call_to("http://x").instance, "/v1/messages", "m1499")
+        breaker.check(replace(call_to("http://x"), model="m1499"))
 
 
 def test_models_that_nobody_has_answered_for_are_told_together_by_the_worst() -> None:
@@ -327,7 +327,7 @@ def test_models_that_nobody_has_answered_for_are_told_together_by_the_worst() ->
     assert states == {"known": 0, "other": 2}
     note("y", 429)
     clock.now = 10
-    breaker.check(call_to("http://x").instance, "/v1/messages", "y")
+    breaker.check(replace(call_to("http://x"), model="y"))
     assert states["other"] == 2  # the first is open still
     label["y"] = "y"
     note("y", 200)

@@ -16,13 +16,13 @@ from service.bridge.protocols import Reader
 from service.bridge.upstream import Answer, headers_to_return
 from service.context import LEFT, REQUEST_ID, SETTINGS, SHARE
 
-log = structlog.get_logger("bridgelog.answers")
+log = structlog.get_logger("bridgelog.relay")
 
 # A longer event, or whole answer, is relayed like any, but not read.
 _MOST_EVENT: Final = 8 * 1024 * 1024
 _MOST_WHOLE: Final = 32 * 1024 * 1024
-# What takes longer to parse than others should wait.
-_AT_ONCE: Final = 64 * 1024
+PARSED_AT_ONCE: Final = 64 * 1024
+"""What is longer takes longer to parse than others should wait: in a thread."""
 # What is less than this, with all that waits, a connection takes without making anybody wait: its limit is 64 KiB.
 _SENT_AT_ONCE: Final = 32 * 1024
 # As nginx logs a client that went away before the answer.
@@ -188,7 +188,7 @@ async def _pass_on_whole(
         await _send(request, response, chunk)
     # Who has it all and goes is no matter any more.
     request[LEFT] = _nobody_waits
-    if kept and len(whole) <= _AT_ONCE:
+    if kept and len(whole) <= PARSED_AT_ONCE:
         reader.whole(bytes(whole), answer.response.status)
     elif kept:
         await asyncio.to_thread(reader.whole, bytes(whole), answer.response.status)

@@ -26,7 +26,16 @@ from service.bridge.callers import Credential, bridge_token, credential
 from service.bridge.protocols import BadQuestion, Protocol, Question
 from service.bridge.providers import Instance
 from service.bridge.recorder import Recorder
-from service.bridge.relay import ClientLeft, ProviderBroke, Reading, cut, left, relay, while_client_stays
+from service.bridge.relay import (
+    PARSED_AT_ONCE,
+    ClientLeft,
+    ProviderBroke,
+    Reading,
+    cut,
+    left,
+    relay,
+    while_client_stays,
+)
 from service.bridge.request_log import MASK, Exchange, RequestLog
 from service.bridge.running import Beginning, Running
 from service.bridge.upstream import Answer, Call, Upstream, headers_to_send
@@ -35,8 +44,6 @@ from service.limits import Rate, Slots
 from service.metrics import Metrics
 from service.settings import Settings
 
-# What takes longer to parse than others should wait.
-_AT_ONCE: Final = 64 * 1024
 # Not TRACE, whose answer would tell the key, nor what nobody here has heard of.
 _PASSED_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"})
 _MOST_MODELS: Final = 200
@@ -91,14 +98,9 @@ async def serve_recorded(request: web.Request, *, instance: Instance, protocol: 
     caller, key = await _admit(request, bridge, instance)
     body = await _read_body(request, bridge)
     question = await _understood(protocol, body)
-    # What is the matter with a caller's own key, such as its quota, is no reason to leave the others' requests alone.
-    counts = key.kind == "centralized"
-    if counts:
-        bridge.upstream.breaker.check(instance, protocol.path, question.model[:_LONGEST_MODEL])
+    call = _call(request, instance, key, endpoint=protocol.path, body=question.body, model=question.model)
+    bridge.upstream.breaker.check(call)
     with _slot(bridge, instance):
-        call = _call(
-            request, instance, key, path=protocol.path, body=question.body, model=question.model, counts=counts
-        )
         beginning = _beginning(request, instance, caller, key, question)
         served = _Served(bridge, beginning, call, protocol, question=question, key=key)
         # A body is not kept for as long as the answer streams.
@@ -118,12 +120,9 @@ async def serve_through(request: web.Request, *, instance: Instance, path: str) 
     if request.method not in _PASSED_METHODS:
         raise web.HTTPMethodNotAllowed(request.method, _PASSED_METHODS)
     below = _below(path, request.match_info.get("tail"))
-    counts = key.kind == "centralized"
     body = await _read_body(request, bridge)
-    call = _call(request, instance, key, path=below, body=body, model=_PASSTHROUGH, counts=counts)
-    call.endpoint = path
-    if counts:
-        bridge.upstream.breaker.check(instance, path, _PASSTHROUGH)
+    call = _call(request, instance, key, endpoint=path, below=below, body=body, model=_PASSTHROUGH)
+    bridge.upstream.breaker.check(call)
     answer, status = None, "none"
     with _slot(bridge, instance):
         try:
@@ -220,7 +219,7 @@ async def _read_body(request: web.Request, bridge: Bridge) -> bytes:
 
 async def _understood(protocol: Protocol, body: bytes) -> Question:
     try:
-        return protocol.read(body) if len(body) <= _AT_ONCE else await asyncio.to_thread(protocol.read, body)
+        return protocol.read(body) if len(body) <= PARSED_AT_ONCE else await asyncio.to_thread(protocol.read, body)
     except BadQuestion as problem:
         raise errors.InvalidBody(str(problem)) from None
 
@@ -261,12 +260,28 @@ def _beginning(
 
 
 def _call(
-    request: web.Request, instance: Instance, key: Credential, *, path: str, body: bytes, model: str, counts: bool
+    request: web.Request,
+    instance: Instance,
+    key: Credential,
+    *,
+    endpoint: str,
+    body: bytes,
+    model: str,
+    below: str | None = None,
 ) -> Call:
+    """`below` is the path below the base URL, where it is not the endpoint itself."""
     query = request.rel_url.raw_query_string.replace(key.token, MASK)
-    url = URL(f"{instance.base_url}{path}{'?' + query if query else ''}", encoded=True)
-    headers = headers_to_send(request.headers, credentials=key.headers, token=key.token)
-    return Call(instance, request.method, url, headers, body, path, model[:_LONGEST_MODEL], counts)
+    return Call(
+        instance=instance,
+        method=request.method,
+        url=URL(f"{instance.base_url}{below or endpoint}{'?' + query if query else ''}", encoded=True),
+        headers=headers_to_send(request.headers, credentials=key.headers, token=key.token),
+        body=body,
+        endpoint=endpoint,
+        model=model[:_LONGEST_MODEL],
+        # What is the matter with a caller's own key, such as its quota, is no reason to leave the others' requests alone.
+        counts=key.kind == "centralized",
+    )
 
 
 def _below(path: str, tail: str | None) -> str:

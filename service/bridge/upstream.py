@@ -194,9 +194,9 @@ class Breaker:
         self._clock = clock
         self._known: OrderedDict[tuple[str, str, str], _Circuit] = OrderedDict()
 
-    def check(self, instance: Instance, endpoint: str, model: str) -> None:
-        """Raises BreakerOpen where that is left alone; one request is let through when its time is over."""
-        circuit = self._known.get((instance.name, endpoint, model))
+    def check(self, call: Call) -> None:
+        """Raises BreakerOpen where such calls are left alone; one is let through when their time is over."""
+        circuit = self._circuit(call)
         if circuit is None or circuit.open_until is None:
             return
         now = self._clock()
@@ -209,8 +209,11 @@ class Breaker:
 
     def is_open(self, call: Call) -> bool:
         """Whether a request of that kind would not be let through."""
-        circuit = self._known.get(_kind(call)) if call.counts else None
+        circuit = self._circuit(call)
         return circuit is not None and circuit.open_until is not None
+
+    def _circuit(self, call: Call) -> _Circuit | None:
+        return self._known.get(_kind(call)) if call.counts else None
 
     def note(self, call: Call, status: int) -> None:
         """An answer came."""
