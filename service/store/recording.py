@@ -232,22 +232,19 @@ async def end(
     if not rows:
         raise errors.InterceptionNotFound
     started_at, first_end = rows[0]["started_at"], rows[0]["ended_at"]
-    merged = jsontext.dump(metadata) if metadata is not None else None
     if first_end is not None:
         if first_end != ended_at:
             raise errors.Conflict(
                 validations=[Validation("ended_at", f"The interception ended at {instants.format(first_end)} already.")]
             )
-        if merged is not None and not await connection.value(
-            "recording/holds_metadata", interception_id=interception_id, metadata=merged
+        if metadata is not None and not await connection.value(
+            "recording/holds_metadata", interception_id=interception_id, metadata=jsontext.dump(metadata)
         ):
             raise _conflict(["metadata"])
         return False
     if ended_at < started_at:
         raise errors.InvalidBody(validations=[Validation("ended_at", _ENDS_TOO_EARLY)])
-    await connection.rows("recording/end_interceptions", ids=[interception_id], ended_at=[ended_at])
-    if merged is not None:
-        await _merge_metadata(connection, {interception_id: merged})
+    await _end_all(connection, {interception_id: (ended_at, metadata or {})})
     return True
 
 
@@ -299,12 +296,6 @@ async def _end_all(connection: Connection, ends: Mapping[UUID, tuple[datetime, M
         ended_at=[ended_at for ended_at, _ in ends.values()],
         metadata=[jsontext.dump(metadata) for _, metadata in ends.values()],
     )
-
-
-async def _merge_metadata(connection: Connection, merged: Mapping[UUID, str]) -> None:
-    ids, metadata = list(merged), list(merged.values())
-    await connection.run("recording/keep_metadata", ids=ids, metadata=metadata)
-    await connection.run("recording/merge_metadata", ids=ids, metadata=metadata)
 
 
 _ENDS_TOO_EARLY = "must not be before started_at"

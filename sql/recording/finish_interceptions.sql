@@ -1,5 +1,5 @@
--- finish_interceptions: set the end of those interceptions that have none, and merge metadata into theirs: as
--- end_interceptions, keep_metadata and merge_metadata do, in one statement, which writes each row once.
+-- finish_interceptions: set the end of those interceptions that have none, and merge metadata into theirs, member by member.
+-- What the metadata was before is kept where that changes anything. Each row is written once.
 --
 -- param   ids       uuid[]         the interceptions
 -- param   ended_at  timestamptz[]  their ends, in the same order
