@@ -64,9 +64,9 @@ class AnthropicMessages:
         """What reads the answer to a question."""
         return _Reader()
 
-    def error(self, status: int, message: str, *, type: str | None = None) -> bytes:
+    def error(self, status: int, message: str) -> bytes:
         """An error's body."""
-        kind = type or _ERROR_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
+        kind = _ERROR_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
         return json.dumps({"type": "error", "error": {"type": kind, "message": message}}).encode()
 
 

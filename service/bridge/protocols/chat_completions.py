@@ -45,9 +45,9 @@ class ChatCompletions:
         """What reads the answer to a question."""
         return _Reader(hides_usage=question.hides_usage)
 
-    def error(self, status: int, message: str, *, type: str | None = None) -> bytes:
+    def error(self, status: int, message: str) -> bytes:
         """An error's body."""
-        return openai_errors.body(status, message, type=type)
+        return openai_errors.body(status, message)
 
 
 def _with_usage(body: bytes, members: dict[str, Any]) -> bytes:

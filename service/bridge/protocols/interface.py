@@ -111,5 +111,5 @@ class Protocol(typing.Protocol):
     def reader(self, question: Question) -> Reader:
         """What reads the answer to a question."""
 
-    def error(self, status: int, message: str, *, type: str | None = None) -> bytes:
-        """An error's body in the provider's shape; without a type, the one that the provider has for the status."""
+    def error(self, status: int, message: str) -> bytes:
+        """An error's body in the provider's shape, of the type that the provider has for the status."""

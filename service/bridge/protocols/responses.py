@@ -39,9 +39,9 @@ class Responses:
         """What reads the answer to a question."""
         return _Reader()
 
-    def error(self, status: int, message: str, *, type: str | None = None) -> bytes:
+    def error(self, status: int, message: str) -> bytes:
         """An error's body."""
-        return openai_errors.body(status, message, type=type)
+        return openai_errors.body(status, message)
 
 
 def _prompt(item: dict[str, Any]) -> object:
